@@ -1,0 +1,80 @@
+"""Labels made better before use: sharpened, mixed with the past, smoothed, aligned to a marginal."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.errors import LimbeckError
+from limbeck.labels.types import one_hot
+
+
+def sharpen(
+    probabilities: Float[Tensor, "*batch classes"], temperature: float | int
+) -> Float[Tensor, "*batch classes"]:
+    """``p_c^(1/T) / sum_j p_j^(1/T)`` (MixMatch, arXiv 1905.02249, equation 7); T < 1 sharpens.
+
+    Args:
+        probabilities: [*batch, C].
+        temperature: T > 0.
+
+    Raises:
+        LimbeckError: a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise LimbeckError(f"temperature is {temperature}, must be above 0")
+    # Relative to the largest, powers cannot all underflow.
+    powers = (probabilities / probabilities.amax(-1, keepdim=True)) ** (1 / temperature)
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def mix_with_past(
+    labels: Int[Tensor, "*batch"] | Float[Tensor, "*batch classes"],
+    past: Float[Tensor, "*batch classes"],
+    alpha: float | int | Float[Tensor, ""] | Float[Tensor, "*batch"],
+) -> Float[Tensor, "*batch classes"]:
+    """``(1 - alpha) y + alpha A``: the target of PS-KD (arXiv 2006.12000, equation 6).
+
+    Args:
+        labels: class indices [*batch], or y itself as probabilities [*batch, C].
+        past: A, what the model said of the same samples before, probabilities [*batch, C]; half precision is
+            computed in float32.
+        alpha: how much the past is trusted, in [0, 1]; one number, or one a sample (0 for a sample that has
+            no past yet).
+    """
+    past = past.float() if past.dtype in (torch.float16, torch.bfloat16) else past
+    if not labels.is_floating_point():
+        labels = one_hot(labels, past.shape[-1], past.dtype)
+    if isinstance(alpha, Tensor):
+        alpha = alpha.unsqueeze(-1)
+    return (1 - alpha) * labels + alpha * past
+
+
+def smooth(probabilities: Float[Tensor, "*batch classes"], epsilon: float | int) -> Float[Tensor, "*batch classes"]:
+    """``(1 - epsilon) p + epsilon / C`` (label smoothing, arXiv 1512.00567, section 7).
+
+    Raises:
+        LimbeckError: epsilon outside [0, 1].
+    """
+    if not 0 <= epsilon <= 1:
+        raise LimbeckError(f"epsilon is {epsilon}, must be between 0 and 1")
+    return (1 - epsilon) * probabilities + epsilon / probabilities.shape[-1]
+
+
+def align_distribution(
+    probabilities: Float[Tensor, "*batch classes"],
+    predicted: Float[Tensor, " classes"],
+    wanted: Float[Tensor, " classes"] | None = None,
+) -> Float[Tensor, "*batch classes"]:
+    """Distribution alignment: ``p_c (wanted_c + 1e-6) / (predicted_c + 1e-6)``, renormalised.
+
+    ReMixMatch (arXiv 1911.09785, section 3.1), with the constants of USB's AdaMatch.
+
+    Args:
+        probabilities: [*batch, C].
+        predicted: the model's own marginal over classes (a running mean of its predictions), [C].
+        wanted: the marginal it should have, [C]; uniform when None.
+    """
+    if wanted is None:
+        wanted = torch.full_like(predicted, 1 / predicted.shape[-1])
+    aligned = probabilities * ((wanted + 1e-6) / (predicted + 1e-6))
+    return aligned / aligned.sum(-1, keepdim=True)

@@ -1,0 +1,47 @@
+"""What pulls the student: pure functions of tensors, student first."""
+
+from limbeck.losses.divergence import (
+    cross_entropy,
+    forward_kl,
+    generalized_jsd,
+    js,
+    reverse_kl,
+    skewed_forward_kl,
+    skewed_reverse_kl,
+    soft_cross_entropy,
+    total_variation,
+)
+from limbeck.losses.feature import (
+    attention_transfer,
+    cosine,
+    mse,
+    normalized_mse,
+    probabilistic_knowledge_transfer,
+    rkd_angle,
+    rkd_distance,
+    similarity_preserving,
+)
+from limbeck.losses.reduction import Mean, Reduction, reduce
+
+__all__ = [
+    "Mean",
+    "Reduction",
+    "attention_transfer",
+    "cosine",
+    "cross_entropy",
+    "forward_kl",
+    "generalized_jsd",
+    "js",
+    "mse",
+    "normalized_mse",
+    "probabilistic_knowledge_transfer",
+    "reduce",
+    "reverse_kl",
+    "rkd_angle",
+    "rkd_distance",
+    "similarity_preserving",
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
+    "soft_cross_entropy",
+    "total_variation",
+]

@@ -1,0 +1,93 @@
+"""From one value a sample to one number: weighted sums, and means that stay exact when a batch is cut up."""
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from limbeck.errors import LimbeckError, nearest
+
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+Values: TypeAlias = Float[Tensor, "*batch"]
+Weight: TypeAlias = Float[Tensor, "*batch"] | Bool[Tensor, "*batch"]
+"""What an entry counts: >= 0, and 0 (or False) where it is not used."""
+Loss: TypeAlias = Float[Tensor, "*batch"] | Float[Tensor, ""]
+"""One value an entry (``reduction="none"``), or their mean or sum."""
+
+
+class Mean(NamedTuple):
+    """A mean that has not been divided yet.
+
+    Micro-batches and processes add up ``total`` and ``count`` and divide once; the mean of their means would
+    be wrong wherever they hold different numbers of tokens, pixels or selected samples.
+
+    Attributes:
+        total: sum of weight x value, scalar; carries the gradient.
+        count: sum of the weights, scalar; the number of values where there are none.
+    """
+
+    total: Float[Tensor, ""]
+    count: Float[Tensor, ""]  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+
+    @classmethod
+    def of(cls, values: Values, weight: Weight | None = None) -> "Mean":
+        """Sum ``values`` and their ``weight`` (1 everywhere when None)."""
+        weighted = _weighted(values, weight)
+        if weight is None:
+            return cls(weighted.sum(), weighted.new_full((), float(weighted.numel())))
+        return cls(weighted.sum(), weight.sum(dtype=weighted.dtype))
+
+    def times(self, factor: float | int | Float[Tensor, ""]) -> "Mean":
+        """The same mean times a factor: the total is scaled, the count is not."""
+        return Mean(self.total * factor, self.count)
+
+    @property
+    def value(self) -> Float[Tensor, ""]:
+        """``total / count``, and 0 with a zero gradient where nothing was counted."""
+        empty = self.count == 0
+        # The count is replaced before the division: where() alone would let 0/0 through to the gradient.
+        return torch.where(empty, torch.zeros_like(self.total), self.total) / torch.where(empty, 1.0, self.count)
+
+
+def reduce(values: Values, weight: Weight | None = None, reduction: Reduction = "mean") -> Loss:
+    """Reduce one value an entry, of any leading dimensions, with one weight an entry.
+
+    Args:
+        values: [*batch]; half precision is summed in float32.
+        weight: [*batch] >= 0. An entry of weight 0 counts for nothing, even if its value is infinite or NaN.
+        reduction: ``"mean"`` is ``sum(weight * values) / sum(weight)``, 0 for an empty selection;
+            ``"sum"`` is ``sum(weight * values)``; ``"none"`` is ``weight * values``, [*batch].
+
+    Raises:
+        LimbeckError: unknown reduction, or a weight of another shape than the values.
+    """
+    if reduction == "mean":
+        if weight is None and values.numel():
+            return in_full(values).mean()
+        return Mean.of(values, weight).value
+    if reduction == "sum":
+        return _weighted(values, weight).sum()
+    if reduction == "none":
+        return _weighted(values, weight)
+    known = ("mean", "sum", "none")
+    raise LimbeckError(f"reduction is {reduction!r}, must be one of {known}.{nearest(reduction, known)}")
+
+
+def _weighted(values: Values, weight: Weight | None) -> Values:
+    values = in_full(values)
+    if weight is None:
+        return values
+    if weight.shape != values.shape:
+        raise LimbeckError(
+            f"weight has shape {list(weight.shape)}, but there is one value for each of {list(values.shape)}"
+        )
+    # 0 x inf is NaN: what is not used must not spoil the sum. Finite values are left alone, so that the
+    # gradient with respect to a weight of 0 is the value (learning to reweight starts there).
+    unused = (weight == 0) & ~values.isfinite()
+    return values.masked_fill(unused, 0.0) * weight
+
+
+def in_full(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Half precision as float32; float32 and float64 stay what they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
