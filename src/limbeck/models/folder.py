@@ -1,0 +1,235 @@
+"""A saved model is a folder: ``model.safetensors`` (weights) and ``config.json`` (how to build it).
+
+No pickle is ever read, and no code that the folder names is imported unless the caller hands it over.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.errors import LimbeckError
+from limbeck.models.build import check_arguments, find, wrap
+from limbeck.models.classifier import Classifier, ImageTask
+from limbeck.models.hub import download, upload
+from limbeck.models.index import BUILDERS
+from limbeck.models.weights import WEIGHTS, copy, read_weights, serialise, write
+
+CONFIG = "config.json"
+FORMAT_VERSION = 1
+TASK = "classification"
+HUB = "hf://"
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+READERS = ("folder", "hub")
+"""Builders that read another saved model: a saved model is never one of them."""
+
+
+def save(model: Classifier, folder: str | Path) -> Path:
+    """Save a model, replacing what the folder held.
+
+    After a crash at any instant the folder holds the old model, the new one, or is refused by :func:`load`.
+
+    Args:
+        model: The classifier. One that :func:`limbeck.models.build` did not make is saved too; to load it its
+            factory must be handed to :func:`load`.
+        folder: Where to; made if it does not exist.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LimbeckError: not a classifier, or its factory's arguments are not plain data.
+    """
+    if not isinstance(model, Classifier):
+        raise LimbeckError(f"save takes a limbeck Classifier, got {type(model).__name__}: wrap it in one")
+    body = type(model.body)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "task": TASK,
+        "factory": model.factory or f"{body.__module__}.{body.__qualname__}",
+        "arguments": model.arguments,
+        "classes": model.classes,
+        "preprocessing": {
+            "channels": model.channels,
+            "size": model.size,
+            "mean": model.mean,
+            "std": model.std,
+        },
+        "head": model.head,
+    }
+    try:
+        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise LimbeckError(f"the arguments of {config['factory']} cannot be saved as JSON: {error}") from None
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    old = folder / CONFIG
+    if old.is_file() and old.read_bytes() != text:
+        # Two files cannot be replaced at one instant: without a config a half-replaced folder is refused.
+        old.unlink()
+    write(folder / WEIGHTS, serialise(model))
+    write(folder / CONFIG, text)
+    return folder
+
+
+def load(folder: str | Path, factory: str | Callable[..., Any] | None = None) -> Classifier:
+    """Load a model that :func:`save` wrote.
+
+    Args:
+        folder: The folder, or ``hf://user/repo`` (``hf://user/repo@revision``) for one on the Hugging Face
+            hub.
+        factory: Your own class or function (or its ``package.module.Class``) for a model whose factory is not
+            one of this package's. It is called with the saved arguments, plus ``num_classes`` where it takes
+            it.
+
+    Returns:
+        The model in eval mode, on the CPU, in the floating dtype in which it was saved. Torch's random state
+        is left as it was.
+
+    Raises:
+        LimbeckError: a file is missing, damaged, a pickle or of another format version; the factory is not
+            known and not handed over; weights are missing, surplus or of another shape.
+    """
+    path = _locate(folder)
+    config = _read_config(path)
+    state = read_weights(path)
+    # The initial weights are thrown away: drawing them must not move anybody's random state.
+    with torch.random.fork_rng(devices=[]):
+        model = _make(path, config, factory)
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())
+    copy(state, model, path)
+    return model.eval()
+
+
+def load_weights(module: nn.Module, folder: str | Path) -> None:
+    """Copy saved weights into a live module, whatever its device and dtype.
+
+    Raises:
+        LimbeckError: as of :func:`load`; or the module is a classifier whose classes are not the saved ones.
+            The module is unchanged then.
+    """
+    path = _locate(folder)
+    config = _read_config(path)
+    if isinstance(module, Classifier) and list(module.classes) != config["classes"]:
+        raise LimbeckError(f"{path} has the classes {config['classes']}, the model has {list(module.classes)}")
+    copy(read_weights(path), module, path)
+
+
+def push_to_hub(model: Classifier, repo: str, private: bool = False) -> str:
+    """Save a model into a repository of the Hugging Face hub.
+
+    Args:
+        model: The classifier.
+        repo: ``user/repo``; made if it does not exist.
+        private: Whether a repository that is made is private.
+
+    Returns:
+        The web address of the commit.
+
+    Raises:
+        LimbeckError: the model cannot be saved, or the hub refuses.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return upload(save(model, folder), repo, private)
+
+
+def folder(task: ImageTask, *, path: str) -> Classifier:
+    """A model that limbeck saved, with the classes it was saved with.
+
+    Args:
+        task: Not used: the saved model has classes and preprocessing of its own.
+        path: Folder that holds model.safetensors and config.json.
+    """
+    return load(path).train()
+
+
+def hub(task: ImageTask, *, repo: str) -> Classifier:
+    """A model that limbeck saved to the Hugging Face hub, with the classes it was saved with.
+
+    Args:
+        task: Not used: the saved model has classes and preprocessing of its own.
+        repo: user/repo, or user/repo@revision.
+    """
+    return load(HUB + repo).train()
+
+
+def _locate(folder: str | Path) -> Path:
+    if isinstance(folder, str) and folder.startswith(HUB):
+        return download(folder.removeprefix(HUB), (CONFIG, WEIGHTS))
+    return Path(folder)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise LimbeckError(f"no saved model: {folder} is not a folder")
+    _refuse_pickles(folder)
+    if not path.is_file():
+        raise LimbeckError(f"{folder} holds no {CONFIG}: not a saved limbeck model, or its saving was interrupted")
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise LimbeckError(f"{path} is not JSON: {error}") from None
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version != FORMAT_VERSION:
+        raise LimbeckError(
+            f"{path} has format_version {version!r}, this limbeck reads {FORMAT_VERSION}: "
+            "not a limbeck model, or one of another version of limbeck"
+        )
+    kinds = {"task": str, "factory": str, "arguments": dict, "classes": list, "preprocessing": dict}
+    for key, kind in kinds.items():
+        if not isinstance(config.get(key), kind):
+            raise LimbeckError(f"{path}: {key!r} must be a {kind.__name__}, got {config.get(key)!r}")
+    if config["task"] != TASK:
+        raise LimbeckError(f"{path} is a model for {config['task']!r}, not for {TASK!r}")
+    lacking = {"channels", "size", "mean", "std"} - set(config["preprocessing"])
+    if lacking:
+        raise LimbeckError(f"{path}: 'preprocessing' lacks {sorted(lacking)}")
+    return config
+
+
+def _make(path: Path, config: Mapping[str, Any], factory: str | Callable[..., Any] | None) -> Classifier:
+    name, arguments, classes = config["factory"], config["arguments"], tuple(config["classes"])
+    preprocessing = config["preprocessing"]
+    if factory is None and (name not in BUILDERS or name in READERS):
+        raise LimbeckError(
+            f"{path} was made by {name!r}, which is not a builder of limbeck; code that a file names is "
+            f"not run: hand it over, load(folder, factory={name.rpartition('.')[2]})"
+        )
+    channels, size = preprocessing["channels"], preprocessing["size"]
+    try:
+        # Only a module of the user's own may have no size, and it is not shown the task.
+        height, width = (1, 1) if size is None else size
+        mean, std = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
+        task = ImageTask(classes, channels, (height, width), mean, std)
+    except (TypeError, ValueError) as error:
+        raise LimbeckError(f"{path / CONFIG}: cannot read 'preprocessing' {preprocessing}: {error}") from None
+    if factory is None:
+        check_arguments(name, find(name), arguments, given=("task",))
+        model: Classifier = find(name)(task, **arguments)
+    else:
+        function = find(factory) if isinstance(factory, str) else factory
+        check_arguments(name, function, arguments, given=("num_classes",))
+        model = wrap(name, function, task, arguments)
+        if config.get("head") not in (None, model.head):
+            model = Classifier(model.body, classes, channels=channels, head=config["head"])
+    model.set_preprocessing(**{key: preprocessing[key] for key in ("channels", "size", "mean", "std")})
+    model.factory, model.arguments = name, arguments
+    return model
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if (folder / WEIGHTS).is_file():
+        return
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if found:
+        raise LimbeckError(
+            f"{folder} holds no {WEIGHTS} but {found}: pickles can run code and are not read; "
+            "save the model with limbeck.models.save"
+        )

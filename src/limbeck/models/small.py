@@ -1,0 +1,87 @@
+"""Small networks for small images: what two CPU cores can train."""
+
+import math
+from typing import Literal
+
+from torch import nn
+
+from limbeck.errors import LimbeckError
+from limbeck.models.classifier import Classifier, ImageTask
+
+Norm = Literal["batch", "group", "none"]
+
+
+def cnn(task: ImageTask, *, width: int = 16, norm: Norm = "batch", dropout: float = 0.0) -> Classifier:
+    """Convolutional network for images of 8x8 to 64x64: two blocks and a hidden layer of 64.
+
+    Args:
+        task: Classes and images.
+        width: Channels of the first block; the second has twice as many.
+        norm: Normalisation after each convolution; "group" and "none" keep no batch statistics.
+        dropout: Fraction of the convolutional features dropped before the hidden layer.
+
+    Raises:
+        LimbeckError: images below 4x4, or options out of range.
+    """
+    height, columns = task.size
+    if min(task.size) < 4:
+        raise LimbeckError(f"cnn halves the image twice and needs at least 4x4 pixels, got {height}x{columns}")
+    _check_positive("cnn", width=width)
+    _check_dropout("cnn", dropout)
+    body = nn.Sequential(
+        _block(task.channels, width, norm),
+        _block(width, 2 * width, norm),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(2 * width * (height // 4) * (columns // 4), 64),
+        nn.ReLU(),
+        nn.Linear(64, len(task.classes)),
+    )
+    return Classifier(body, task.classes, channels=task.channels, size=task.size, mean=task.mean, std=task.std)
+
+
+def mlp(task: ImageTask, *, hidden: int = 128, layers: int = 2) -> Classifier:
+    """Multi-layer perceptron on the pixels.
+
+    Args:
+        task: Classes and images.
+        hidden: Units of each hidden layer.
+        layers: Hidden layers; 0 is a linear classifier.
+
+    Raises:
+        LimbeckError: options out of range.
+    """
+    _check_positive("mlp", hidden=hidden)
+    if layers < 0:
+        raise LimbeckError(f"mlp: layers must be 0 or more, got {layers}")
+    inputs = task.channels * math.prod(task.size)
+    modules: list[nn.Module] = [nn.Flatten()]
+    for _ in range(layers):
+        modules += [nn.Linear(inputs, hidden), nn.ReLU()]
+        inputs = hidden
+    body = nn.Sequential(*modules, nn.Linear(inputs, len(task.classes)))
+    return Classifier(body, task.classes, channels=task.channels, size=task.size, mean=task.mean, std=task.std)
+
+
+def _block(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
+    """Convolution, normalisation, ReLU, and a pooling that halves the image."""
+    norms: dict[str, nn.Module] = {
+        "batch": nn.BatchNorm2d(outputs),
+        "group": nn.GroupNorm(math.gcd(8, outputs), outputs),
+        "none": nn.Identity(),
+    }
+    if norm not in norms:
+        raise LimbeckError(f"cnn: norm must be one of {sorted(norms)}, got {norm!r}")
+    convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=norm == "none")
+    return nn.Sequential(convolution, norms[norm], nn.ReLU(), nn.MaxPool2d(2))
+
+
+def _check_positive(name: str, **values: int) -> None:
+    for key, value in values.items():
+        if value < 1:
+            raise LimbeckError(f"{name}: {key} must be 1 or more, got {value}")
+
+
+def _check_dropout(name: str, dropout: float) -> None:
+    if not 0 <= dropout < 1:
+        raise LimbeckError(f"{name}: dropout must be in [0, 1), got {dropout}")
