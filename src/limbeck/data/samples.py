@@ -1,0 +1,270 @@
+"""Labelled images by position, and the three or four sets of them that a run needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from limbeck.data.pixels import Images, Joined, Lazy, Memory
+from limbeck.errors import LimbeckError
+
+if TYPE_CHECKING:
+    from limbeck.models.classifier import ImageTask
+
+
+class Samples(Dataset[dict[str, Any]]):
+    """Images with labels, map-style, every sample with its stable ``index``.
+
+    ``samples[i]`` is ``{"image": float32 [C, H, W] in [0, 1], "label": int, "index": int}`` plus
+    ``"hidden_label"`` where it is known; :meth:`fetch` gives many of them at once. Subsets share the images
+    of the whole.
+
+    Args:
+        images: uint8 or float [N, C, H, W], or another set of images.
+        labels: int64 [N], -1 for a sample without a label.
+        classes: the names of the classes.
+        rows: int64 [N], where in ``images`` each sample lies; all of them in order where not given.
+        indices: int64 [N], the sample's stable position in the source data set; as ``rows`` where not given.
+        num_samples: the size of the source, which is the number of rows a per-sample table needs.
+        hidden_labels: int64 [N], the truth behind missing or noisy labels: for metrics, never for training.
+
+    Raises:
+        LimbeckError: no samples, lengths that differ, or a label outside the classes (naming the index).
+    """
+
+    def __init__(
+        self,
+        images: Tensor | Images,
+        labels: Tensor,
+        classes: Sequence[str],
+        *,
+        rows: Tensor | None = None,
+        indices: Tensor | None = None,
+        num_samples: int | None = None,
+        hidden_labels: Tensor | None = None,
+    ) -> None:
+        self.images: Images = Memory(images) if isinstance(images, Tensor) else images
+        self.labels = labels.to(torch.int64)
+        self.classes = tuple(classes)
+        self.rows = torch.arange(len(self.images)) if rows is None else rows
+        self.indices = self.rows if indices is None else indices
+        self.num_samples = len(self.images) if num_samples is None else num_samples
+        self.hidden_labels = hidden_labels
+        if len(self.labels) != len(self.rows):
+            raise LimbeckError(f"{len(self.rows)} images but {len(self.labels)} labels: give one label an image")
+        if len(self.labels) == 0:
+            raise LimbeckError("there are no samples")
+        check_labels(self.labels, self.classes, "the data set", self.indices)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"sample {position} of {len(self)}")
+        batch = self.fetch(torch.tensor([position % len(self)]))
+        return {name: value[0] if name == "image" else int(value[0]) for name, value in batch.items()}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        return self.images.shape
+
+    def fetch(self, positions: Tensor) -> dict[str, Tensor]:
+        """The samples at ``positions``, int64 [B], as one batch.
+
+        Returns:
+            ``image`` float32 [B, C, H, W] in [0, 1], ``label`` and ``index`` int64 [B], and ``hidden_label``
+            int64 [B] where it is known; all fresh memory.
+        """
+        batch = {
+            "image": self.images.take(self.rows.index_select(0, positions)),
+            "label": self.labels.index_select(0, positions),
+            "index": self.indices.index_select(0, positions),
+        }
+        if self.hidden_labels is not None:
+            batch["hidden_label"] = self.hidden_labels.index_select(0, positions)
+        return batch
+
+    def subset(self, positions: Tensor | Sequence[int]) -> "Samples":
+        """The samples at ``positions``, with their indices.
+
+        Raises:
+            LimbeckError: there are none.
+        """
+        at = torch.as_tensor(positions, dtype=torch.int64)
+        return Samples(
+            self.images,
+            self.labels[at],
+            self.classes,
+            rows=self.rows[at],
+            indices=self.indices[at],
+            num_samples=self.num_samples,
+            hidden_labels=None if self.hidden_labels is None else self.hidden_labels[at],
+        )
+
+    def relabel(self, labels: Tensor) -> "Samples":
+        """The same images with other ``labels``, int64 [N]; the truth, as far as known, is hidden."""
+        return Samples(
+            self.images,
+            labels,
+            self.classes,
+            rows=self.rows,
+            indices=self.indices,
+            num_samples=self.num_samples,
+            hidden_labels=self.labels if self.hidden_labels is None else self.hidden_labels,
+        )
+
+    def unlabel(self) -> "Samples":
+        """The same images without labels (-1); the labels travel as ``hidden_labels``."""
+        return self.relabel(torch.full_like(self.labels, -1))
+
+
+def concat(parts: Sequence[Samples]) -> Samples:
+    """Several sets of samples, one after the other.
+
+    Parts of one source keep their indices. Parts of different sources make a new one, in which the indices of
+    each part follow those of the part before.
+
+    Raises:
+        LimbeckError: the classes or the shapes of the images differ.
+    """
+    first = parts[0]
+    for part in parts:
+        if part.classes != first.classes:
+            raise LimbeckError(f"cannot join samples of classes {list(first.classes)} and {list(part.classes)}")
+    images: Images = first.images
+    rows, indices = [part.rows for part in parts], [part.indices for part in parts]
+    num_samples = first.num_samples
+    if any(part.images is not first.images for part in parts):
+        images = Joined([part.images for part in parts])
+        starts = [sum(len(part.images) for part in parts[:number]) for number in range(len(parts))]
+        rows = [part.rows + start for part, start in zip(parts, starts, strict=True)]
+        firsts = [sum(part.num_samples for part in parts[:number]) for number in range(len(parts))]
+        indices = [part.indices + start for part, start in zip(parts, firsts, strict=True)]
+        num_samples = sum(part.num_samples for part in parts)
+    hidden = None
+    if any(part.hidden_labels is not None for part in parts):
+        hidden = torch.cat([part.labels if part.hidden_labels is None else part.hidden_labels for part in parts])
+    return Samples(
+        images,
+        torch.cat([part.labels for part in parts]),
+        first.classes,
+        rows=torch.cat(rows),
+        indices=torch.cat(indices),
+        num_samples=num_samples,
+        hidden_labels=hidden,
+    )
+
+
+def check_labels(labels: Tensor, classes: Sequence[str], where: str, indices: Tensor | None = None) -> None:
+    """Refuse labels that name no class; -1 is a missing label.
+
+    Raises:
+        LimbeckError: naming the first wrong label and its index.
+    """
+    wrong = torch.nonzero((labels < -1) | (labels >= len(classes)))[:, 0]
+    if len(wrong):
+        at = int(wrong[0])
+        index = at if indices is None else int(indices[at])
+        raise LimbeckError(
+            f"{where}: label {int(labels[at])} at index {index} is out of range, "
+            f"expected 0 to {len(classes) - 1} ({len(classes)} classes)"
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it comes, before it is split for a run.
+
+    Attributes:
+        train: the training samples.
+        test: the test samples.
+        validation: the validation samples, where the data set has its own.
+        flip: whether a mirrored image is still an image of its class.
+    """
+
+    train: Samples
+    test: Samples
+    validation: Samples | None = None
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        for name, part in (("training", self.train), ("test", self.test), ("validation", self.validation)):
+            if part is None:
+                continue
+            if (part.labels < 0).any():
+                index = int(part.indices[torch.nonzero(part.labels < 0)[0, 0]])
+                raise LimbeckError(f"the {name} data has no label at index {index} (-1); leave out what has none")
+            if part.classes != self.train.classes:
+                raise LimbeckError(
+                    f"the {name} data has classes {list(part.classes)}, the training data {list(self.train.classes)}"
+                )
+            if part.shape != self.train.shape:
+                raise LimbeckError(
+                    f"the {name} images are {list(part.shape)}, the training images {list(self.train.shape)} "
+                    "(channels, height, width)"
+                )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.train.classes
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """The data of one run.
+
+    Attributes:
+        train: what is trained on, with labels.
+        validation: for settings and temperatures.
+        test: for the final numbers.
+        unlabeled: what is trained on without labels, where there is any.
+        classes: the names of the classes.
+        view: the augmentation of training images, a name of :mod:`limbeck.data.views`.
+        flip: whether views may mirror images.
+    """
+
+    train: Samples
+    validation: Samples
+    test: Samples
+    unlabeled: Samples | None
+    classes: tuple[str, ...]
+    view: str = "weak"
+    flip: bool = False
+
+    @cached_property
+    def task(self) -> "ImageTask":
+        """What a model needs to know; mean and standard deviation of all training images, labelled or not."""
+        from limbeck.models.classifier import ImageTask
+
+        channels, *size = self.train.shape
+        mean, std = _statistics([self.train] + ([] if self.unlabeled is None else [self.unlabeled]))
+        return ImageTask(self.classes, channels, (size[0], size[1]), mean, std)
+
+
+def _statistics(parts: Sequence[Samples]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    channels = parts[0].shape[0]
+    count, total, squares = (
+        0,
+        torch.zeros(channels, dtype=torch.float64),
+        torch.zeros(channels, dtype=torch.float64),
+    )
+    for part in parts:
+        # Evenly spaced samples are enough where every image would have to be decoded for it.
+        step = max(1, len(part) // 10_000) if isinstance(part.images, Lazy) else 1
+        for positions in torch.arange(0, len(part), step).split(1024):
+            pixels = part.fetch(positions)["image"].double()
+            total += pixels.sum((0, 2, 3))
+            squares += pixels.square().sum((0, 2, 3))
+            count += pixels.numel() // channels
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    std = torch.where(std < 1e-6, torch.ones_like(std), std)  # constant images: leave their scale alone
+    # Six digits: the last ones depend on the number of threads.
+    return tuple(round(value, 6) for value in mean.tolist()), tuple(round(value, 6) for value in std.tolist())

@@ -1,0 +1,158 @@
+"""Endless streams of training batches, each a pure function of (seed, batch number)."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from limbeck.data import views as view_functions
+from limbeck.data.random import derive, permutation
+from limbeck.data.samples import Samples
+from limbeck.errors import LimbeckError
+
+Batch = dict[str, Tensor]
+
+
+class Stream:
+    """Shuffled training batches without an end; batch ``b`` depends on the seed and ``b`` only.
+
+    Position ``p`` of the stream lies in epoch ``p // N`` and is the sample at ``permutation(epoch)[p % N]``;
+    batch ``b`` holds the positions ``b * batch_size`` to ``(b + 1) * batch_size - 1``. So every batch is
+    full, and one may hold the end of an epoch and the beginning of the next.
+
+    Args:
+        samples: what is drawn from, N samples.
+        batch_size: samples a batch, over all processes.
+        seed: the seed of the run.
+        views: key in the batch -> name of a view (:mod:`limbeck.data.views`).
+        name: streams of one run with different names have different orders.
+        flip: whether views may mirror images.
+
+    Raises:
+        LimbeckError: an unknown view, a view that is asked for twice, or a batch size below one.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int,
+        seed: int,
+        views: Mapping[str, str] = MappingProxyType({"image": "weak"}),
+        name: str = "train",
+        flip: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise LimbeckError(f"stream {name!r}: batch_size {batch_size}, expected at least 1")
+        taken: dict[str, str] = {}
+        for key, view in views.items():
+            view_functions.check(view)
+            if view != "none" and view in taken:
+                raise LimbeckError(
+                    f"stream {name!r}: {taken[view]!r} and {key!r} are both the view {view!r}, which gives "
+                    f"the same images twice; call the second '{view}:2' for draws of its own"
+                )
+            taken[view] = key
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.views, self.name, self.flip = dict(views), name, flip
+        self._orders: dict[int, Tensor] = {}
+
+    def _order(self, epoch: int) -> Tensor:
+        order = self._orders.get(epoch)
+        if order is None:
+            order = torch.from_numpy(permutation(derive(self.seed, "order", self.name, epoch), len(self.samples)))
+            # A batch needs two neighbouring epochs at most, unless it is larger than the data set.
+            self._orders = {past: kept for past, kept in self._orders.items() if past == epoch - 1}
+            self._orders[epoch] = order
+        return order
+
+    def batch(self, number: int, *, rank: int = 0, world: int = 1) -> Batch:
+        """The ``rank``-th part of batch ``number``: its samples ``rank``, ``rank + world``, ...
+
+        Returns:
+            One image tensor float32 [B, C, H, W] in [0, 1] a view, ``label``, ``index`` and ``epoch`` int64
+            [B], and ``hidden_label`` int64 [B] where it is known; B = batch_size / world.
+        """
+        count, size = len(self.samples), self.batch_size
+        epoch, offset = divmod(number * size, count)
+        if offset + size <= count:
+            positions = self._order(epoch)[offset : offset + size]
+            epochs = torch.full((size,), epoch)
+        else:
+            pieces: list[Tensor] = []
+            lengths: list[int] = []
+            missing = size
+            while missing:
+                pieces.append(self._order(epoch + len(pieces))[offset : offset + missing])
+                lengths.append(len(pieces[-1]))
+                missing -= lengths[-1]
+                offset = 0
+            positions = torch.cat(pieces)
+            epochs = torch.arange(epoch, epoch + len(pieces)).repeat_interleave(torch.tensor(lengths))
+        if world > 1:
+            positions, epochs = positions[rank::world], epochs[rank::world]
+        found = self.samples.fetch(positions)
+        image = found.pop("image")
+        batch: Batch = {}
+        for key, view in self.views.items():
+            batch[key] = view_functions.apply(
+                view, image, seed=self.seed, epochs=epochs, indices=found["index"], flip=self.flip
+            )
+        batch.update(found)
+        batch["epoch"] = epochs
+        return batch
+
+    def batches(self, start: int, stop: int, *, rank: int = 0, world: int = 1, workers: int = 0) -> Iterator[Batch]:
+        """Batches ``start`` to ``stop`` - 1, see :meth:`batch`.
+
+        Args:
+            start: number of the first batch, counted from the beginning of the run.
+            stop: number of the batch after the last one.
+            rank: which of the processes this is.
+            world: how many processes share each batch.
+            workers: processes that prepare batches ahead; the batches are the same for any number.
+
+        Raises:
+            LimbeckError: the batch size cannot be divided among the processes, or an image cannot be read.
+        """
+        if self.batch_size % world:
+            raise LimbeckError(
+                f"stream {self.name!r}: a batch of {self.batch_size} cannot be divided among {world} "
+                f"processes; use a multiple of {world}"
+            )
+        if workers == 0:
+            return (self.batch(number, rank=rank, world=world) for number in range(start, stop))
+        return self._from_workers(start, stop, rank, world, workers)
+
+    def _from_workers(self, start: int, stop: int, rank: int, world: int, workers: int) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Numbered(self, rank, world),
+            sampler=range(start, stop),
+            batch_size=None,
+            num_workers=workers,
+            generator=torch.Generator(),  # without one, starting the workers draws from the global generator
+        )
+        for batch in loader:
+            if isinstance(batch, LimbeckError):
+                raise batch
+            yield batch
+
+
+class _Numbered(Dataset[Batch | LimbeckError]):
+    """Batch number -> batch, for the workers of a DataLoader."""
+
+    def __init__(self, stream: Stream, rank: int, world: int) -> None:
+        self.stream, self.rank, self.world = stream, rank, world
+
+    def __getitem__(self, number: int) -> Batch | LimbeckError:
+        try:
+            return self.stream.batch(number, rank=self.rank, world=self.world)
+        except LimbeckError as error:  # raised in a worker it would arrive with the worker's traceback as its message
+            return error
+
+
+def eval_batches(samples: Samples, batch_size: int) -> Iterator[Batch]:
+    """All samples in their order, plain images under ``image``; the last batch may be smaller."""
+    for positions in torch.arange(len(samples)).split(batch_size):
+        yield samples.fetch(positions)

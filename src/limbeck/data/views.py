@@ -1,0 +1,125 @@
+"""Views: the augmented readings of an image, by name.
+
+- ``none``: the image itself.
+- ``weak``: shifted by up to an eighth of its size, the border filled by reflection; mirrored where allowed.
+- ``strong``: weak, then RandAugment and Cutout as FixMatch has them (arXiv 2001.07685, appendix D).
+- ``crop``: a random part of 8 to 100 % of the area, resized (arXiv 1409.4842); mirrored where allowed.
+
+A second, independent reading of the same kind has a number after its name: ``strong:2``. What is random about
+a view depends on (seed, epoch, index, full name of the view) only.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from limbeck.data import rand_augment
+from limbeck.data.random import derive, uniforms
+from limbeck.errors import LimbeckError, nearest
+
+Draws = NDArray[np.float64]  # [B, number of draws], uniform in [0, 1)
+
+_CROP_ATTEMPTS = 10
+
+
+def _mirror(images: Tensor, draws: Draws, flip: bool) -> Tensor:
+    if not flip:
+        return images
+    chosen = torch.from_numpy(draws < 0.5)
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def _shifted(size: int, draws: Draws) -> Tensor:
+    """For each sample the source row (or column) of every target row [B, size], reflected at the edges."""
+    margin = min(max(1, size // 8), size - 1)
+    shift = (draws * (2 * margin + 1)).astype(np.int64) - margin
+    places = np.abs(np.arange(size) + shift[:, None])
+    return torch.from_numpy((size - 1) - np.abs((size - 1) - places))
+
+
+def _weak(images: Tensor, draws: Draws, flip: bool) -> Tensor:
+    _, channels, height, width = images.shape
+    rows, columns = _shifted(height, draws[:, 0]), _shifted(width, draws[:, 1])
+    places = (rows[:, None, :, None] * width + columns[:, None, None, :]).expand(-1, channels, -1, -1)
+    moved = images.flatten(2).gather(2, places.flatten(2)).view_as(images)
+    return _mirror(moved, draws[:, 2], flip)
+
+
+def _strong(images: Tensor, draws: Draws, flip: bool) -> Tensor:
+    used = rand_augment.DRAWS
+    augmented = rand_augment.rand_augment(_weak(images, draws[:, :3], flip), draws[:, 3 : 3 + used])
+    return rand_augment.cutout(augmented, draws[:, 3 + used :])
+
+
+def _crop(images: Tensor, draws: Draws, flip: bool) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
+    height, width = images.shape[-2:]
+    attempts = draws[:, : 4 * _CROP_ATTEMPTS].reshape(-1, _CROP_ATTEMPTS, 4)
+    area = height * width * (0.08 + 0.92 * attempts[..., 0])
+    aspect = (3 / 4) * (16 / 9) ** attempts[..., 1]  # log-uniform between 3/4 and 4/3
+    high = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    wide = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    fits = (high >= 1) & (wide >= 1) & (high <= height) & (wide <= width)
+    first = fits.argmax(1)
+    views = torch.empty_like(images)
+    for at, attempt in enumerate(first):
+        if fits[at, attempt]:
+            h, w = int(high[at, attempt]), int(wide[at, attempt])
+        else:  # none of the attempts fits into a very oblong image: the largest square
+            h = w = min(height, width)
+        top = int(attempts[at, attempt, 2] * (height - h + 1))
+        left = int(attempts[at, attempt, 3] * (width - w + 1))
+        views[at] = functional.resized_crop(images[at], top, left, h, w, [height, width], antialias=True)
+    return _mirror(views.clamp_(0, 1), draws[:, -1], flip)
+
+
+_VIEWS: dict[str, tuple[Callable[[Tensor, Draws, bool], Tensor], int]] = {
+    "weak": (_weak, 3),
+    "strong": (_strong, 3 + rand_augment.DRAWS + 2),
+    "crop": (_crop, 4 * _CROP_ATTEMPTS + 1),
+}
+
+
+def check(view: str) -> str:
+    """The kind of a view: its name without the number.
+
+    Raises:
+        LimbeckError: there is no such view.
+    """
+    kind, _, number = view.partition(":")
+    if kind not in ("none", *_VIEWS) or (":" in view and not number.isdigit()):
+        known = ["none", *_VIEWS]
+        raise LimbeckError(f"there is no view {view!r}; known: {', '.join(known)}.{nearest(kind, known)}")
+    return kind
+
+
+def apply(view: str, images: Tensor, *, seed: int, epochs: Tensor, indices: Tensor, flip: bool) -> Tensor:
+    """One view of each image.
+
+    A sample's view depends on ``seed``, its own epoch, index and image, and the name of the view: not on the
+    other samples of the batch, the process that computes it, or any generator's state.
+
+    Args:
+        view: a name, see the module's documentation.
+        images: float [B, 1 or 3, H, W] in [0, 1], on the CPU.
+        seed: the seed of the run.
+        epochs: int64 [B].
+        indices: int64 [B], stable positions of the samples in their source.
+        flip: whether images may be mirrored.
+
+    Returns:
+        Images of the same shape in [0, 1]; for ``none`` the very same tensor.
+
+    Raises:
+        LimbeckError: there is no such view.
+    """
+    kind = view if view == "none" else check(view)
+    if kind == "none":
+        return images
+    function, count = _VIEWS[kind]
+    draws = uniforms(derive(seed, "view", view), epochs.numpy(), indices.numpy(), draws=count)
+    return function(images, draws, flip)
