@@ -1,0 +1,99 @@
+"""From a resolved recipe and a seed to a method that can run."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from limbeck.data.load import load
+from limbeck.data.random import derive
+from limbeck.data.samples import ImageData
+from limbeck.errors import LimbeckError
+from limbeck.methods.method import Method, Ready, SingleFit
+from limbeck.models import Classifier, build
+from limbeck.recipe import block_kinds, method_class, read
+from limbeck.stages.objective import Objective
+from limbeck.stages.settings import FitSettings
+
+
+def assemble(
+    recipe: Mapping[str, Any], seed: int, prefix: str = "", opened: dict[str, ImageData] | None = None
+) -> Method:
+    """The method of a resolved recipe; its data are opened, its models are made when they are needed.
+
+    Args:
+        recipe: as :func:`limbeck.recipe.resolve` returns it.
+        seed: decides splits and first weights.
+        prefix: goes before the names of the stages.
+        opened: data that are open already, by their blocks.
+
+    Raises:
+        LimbeckError: the data cannot be used as they are.
+    """
+    opened = {} if opened is None else opened
+    cls = method_class(recipe["method"])
+    arguments: dict[str, Any] = {key: value for key, value in recipe.items() if key != "method"}
+    models: dict[str, Callable[[], Classifier]] = {}
+    teachers: dict[str, Method] = {}
+    kinds = block_kinds(cls)
+    data_blocks = {name: _data(recipe[name], seed, opened) for name, kind in kinds.items() if kind == "data"}
+    data = next(iter(data_blocks.values()))
+    for name, kind in kinds.items():
+        block = arguments.pop(name)
+        if kind == "model":
+            models[name] = functools.partial(_model, block, data, derive(seed, prefix + name))
+        elif kind == "teacher" and isinstance(block, Mapping) and "method" in block:
+            teachers[name] = assemble(block, seed, f"{prefix}{name}-", opened)
+        elif kind == "teacher":
+            teachers[name] = Ready(_model(block, data, derive(seed, prefix + name)))
+        elif kind == "fit":
+            arguments[name] = block if isinstance(block, FitSettings) else FitSettings(**block)
+    if issubclass(cls, Objective):
+        fit = arguments.pop("fit")
+        return SingleFit(cls, arguments, models, teachers, data, fit, prefix)
+    made = {name: make() for name, make in models.items()}
+    return cast("Method", cls(**made, **teachers, **data_blocks, **arguments))
+
+
+def load_data(folder: Path) -> ImageData:
+    """The data that the run of one seed was made with.
+
+    Args:
+        folder: ``runs/NAME/seed-N``.
+
+    Raises:
+        LimbeckError: the data were objects of a Python program, or are not there any more.
+    """
+    recipe = read(folder)
+    block = recipe["data"]
+    if "object" in block:
+        raise LimbeckError(f"the data of {folder} were a {block['object']} of a Python program; pass them as data=")
+    return _data(block, int(folder.name.removeprefix("seed-")), {})
+
+
+def _data(block: Any, seed: int, opened: dict[str, ImageData]) -> ImageData:
+    if isinstance(block, ImageData):
+        return block
+    if not isinstance(block, Mapping):
+        raise LimbeckError(
+            f"data is a {type(block).__name__}; wrap your datasets: limbeck.data.from_datasets(train=..., test=...)"
+        )
+    key = repr(sorted(block.items()))
+    if key not in opened:
+        arguments = dict(block)
+        opened[key] = load(arguments.pop("name"), seed, **arguments)
+    return opened[key]
+
+
+def _model(block: Any, data: ImageData, seed: int) -> Classifier:
+    if isinstance(block, Classifier):
+        return block
+    if isinstance(block, nn.Module):
+        return Classifier(block, data.classes, channels=data.task.channels)
+    arguments = dict(block)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(arguments.pop("name"), data.task, **arguments)

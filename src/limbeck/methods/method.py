@@ -1,0 +1,77 @@
+"""Methods: short programs that yield stages and receive their artefacts."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from limbeck.data.samples import ImageData
+from limbeck.models.classifier import Classifier
+from limbeck.stages.fit import Fit
+from limbeck.stages.objective import Objective
+from limbeck.stages.settings import FitSettings
+from limbeck.stages.stage import Program
+from limbeck.teachers.frozen import Frozen
+
+
+class Method(Protocol):
+    """Anything with a program; its return value is the model that is kept."""
+
+    def program(self) -> Program:
+        """Yield stages; each ``yield`` gives back the stage's artefact."""
+
+
+class Ready:
+    """A teacher that exists: its program has no stages.
+
+    Args:
+        model: the trained model.
+    """
+
+    def __init__(self, model: Classifier) -> None:
+        self.model = model
+
+    def program(self) -> Program:
+        """Nothing is left to do."""
+        return self.model
+        yield
+
+
+class SingleFit:
+    """The method of a paper with one fit: its objective is all there is.
+
+    Args:
+        objective: class of the objective.
+        arguments: its hyperparameters.
+        models: its models by argument, made when the fit begins.
+        teachers: its teachers by argument; each may have stages of its own, which run first.
+        data: what the student is trained, validated and tested on.
+        fit: how it is trained.
+        prefix: goes before the name of the stage, as in ``teacher-fit``.
+    """
+
+    def __init__(
+        self,
+        objective: type[Objective],
+        arguments: Mapping[str, Any],
+        models: Mapping[str, Callable[[], Classifier]],
+        teachers: Mapping[str, Method],
+        data: ImageData,
+        fit: FitSettings,
+        prefix: str = "",
+    ) -> None:
+        self.objective = objective
+        self.arguments = arguments
+        self.models = models
+        self.teachers = teachers
+        self.data = data
+        self.fit = fit
+        self.prefix = prefix
+
+    def program(self) -> Program:
+        """Train the teachers that need it, then the student."""
+        models = {name: make() for name, make in self.models.items()}
+        teachers = {}
+        for name, method in self.teachers.items():
+            model = yield from method.program()
+            teachers[name] = Frozen(model, classes=self.data.classes)
+        objective = self.objective(**models, **teachers, **self.arguments)
+        return (yield Fit(f"{self.prefix}fit", objective, self.data, self.fit))

@@ -1,0 +1,1 @@
+"""Stages: artefacts in, artefact out; the one training loop."""

@@ -1,0 +1,158 @@
+"""What a model does on data it is not trained on: its logits and the numbers that are reported."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.data.samples import ImageData, Samples
+from limbeck.data.stream import eval_batches
+from limbeck.errors import LimbeckError
+from limbeck.metrics import cost
+from limbeck.metrics.calibration import fit_temperature
+from limbeck.metrics.classification import summary
+
+
+class Predictions(NamedTuple):
+    """A model's logits on some samples, in the order of the samples, on the CPU.
+
+    Attributes:
+        logits: float32 [N, C].
+        labels: int64 [N], -1 where unknown.
+        indices: int64 [N], the samples' stable positions in their source.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are; the CPU for a model without any."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def as_shipped(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
+    """The model as it is used after training: eval mode, no gradients, on ``device``; then as it was.
+
+    Every module gets its own mode back (a frozen teacher inside a training student stays in eval mode), and
+    the global random state is put back too, so that measuring in the middle of a training changes nothing.
+    """
+    home = device_of(model)
+    device = home if device is None else torch.device(device)
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        try:
+            model.eval()
+            if device != home:
+                model.to(device)
+            yield device
+        finally:
+            if device != home:
+                model.to(home)
+            for module, mode in modes:
+                module.training = mode
+
+
+def predict_logits(
+    model: nn.Module, samples: Samples, batch_size: int = 256, device: torch.device | str | None = None
+) -> Predictions:
+    """The logits of every sample, in order and without augmentation.
+
+    Args:
+        model: returns a :class:`~limbeck.models.classifier.ClassifierOutput` for a batch.
+        samples: what to label.
+        batch_size: samples a forward pass.
+        device: where to compute; by default where the model is. The model ends where it was.
+
+    Raises:
+        LimbeckError: logits that are not numbers, with the first such sample's index.
+    """
+    logits, labels, indices = [], [], []
+    with as_shipped(model, device) as place:
+        for batch in eval_batches(samples, batch_size):
+            logits.append(model({"image": batch["image"].to(place)}).logits.float().cpu())
+            labels.append(batch["label"])
+            indices.append(batch["index"])
+    predictions = Predictions(torch.cat(logits), torch.cat(labels), torch.cat(indices))
+    broken = F.log_softmax(predictions.logits, dim=-1).isnan().any(dim=-1)
+    if broken.any():
+        raise LimbeckError(
+            f"the model gives NaN or infinite logits for {int(broken.sum())} of {len(samples)} samples, "
+            f"first for index {int(predictions.indices[broken][0])}: broken weights, or diverged training"
+        )
+    return predictions
+
+
+def measure(
+    model: nn.Module, data: ImageData, batch_size: int = 256, device: torch.device | str | None = None
+) -> tuple[dict[str, float], Predictions]:
+    """The metrics of a trained classifier on the test split, and the logits they come from.
+
+    ``temperature`` is fitted on the validation split and never sees the test split; ``scaled/...`` are the
+    metrics of the test logits divided by it. The accuracies of the groups many, medium and few are there
+    where the largest training class has at least twice the samples of the smallest. Cost is that of one
+    image.
+
+    Args:
+        model: returns a :class:`~limbeck.models.classifier.ClassifierOutput` with one logit for each of the
+            data's classes, in their order.
+        data: test, validation and training split.
+        batch_size: samples a forward pass.
+        device: where to compute; by default where the model is. The model ends where it was.
+
+    Returns:
+        Flat metrics (fractions in [0, 1], ``latency_ms`` in milliseconds) and the predictions on the test
+        split.
+
+    Raises:
+        LimbeckError: samples without a label, or logits that are not numbers.
+    """
+    test = predict_logits(model, data.test, batch_size, device)
+    validation = predict_logits(model, data.validation, batch_size, device)
+    labels = data.train.labels
+    counts = torch.bincount(labels[labels >= 0], minlength=len(data.classes))
+    imbalanced = bool(counts.max() >= 2 * counts.min())
+
+    metrics = quality(test, train_counts=counts if imbalanced else None)
+    metrics |= {f"validation/{name}": value for name, value in quality(validation).items()}
+    metrics["temperature"] = fit_temperature(validation.logits, validation.labels)
+    scaled = test._replace(logits=test.logits / metrics["temperature"])
+    metrics |= {f"scaled/{name}": value for name, value in quality(scaled).items()}
+    return metrics | costs(model, data.test, device), test
+
+
+def quality(predictions: Predictions, train_counts: Tensor | None = None) -> dict[str, float]:
+    """What :func:`limbeck.metrics.classification.summary` says about predictions.
+
+    Args:
+        predictions: logits and labels.
+        train_counts: int64 [C], training samples of each class, for accuracies by class group.
+
+    Raises:
+        LimbeckError: samples without a label.
+    """
+    unknown = predictions.labels < 0
+    if unknown.any():
+        raise LimbeckError(
+            f"{int(unknown.sum())} of {len(unknown)} samples have no label (first: index "
+            f"{int(predictions.indices[unknown][0])}), and metrics need all of them"
+        )
+    return summary(predictions.logits, predictions.labels, train_counts=train_counts)
+
+
+def costs(model: nn.Module, samples: Samples, device: torch.device | str | None = None) -> dict[str, float]:
+    """``parameters``, ``macs`` and ``latency_ms`` of one forward pass over the first of ``samples``."""
+    with as_shipped(model, device) as place:
+        batch = {"image": next(iter(eval_batches(samples, 1)))["image"].to(place)}
+        return {
+            "parameters": float(cost.parameters(model)),
+            "macs": float(cost.macs(model, batch)),
+            "latency_ms": cost.latency_ms(model, batch, repeats=20),
+        }

@@ -1,0 +1,101 @@
+"""The objective: what a fit optimises."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from limbeck.data.samples import ImageData
+from limbeck.data.stream import Stream
+from limbeck.losses.reduction import Mean
+from limbeck.models.classifier import Classifier
+from limbeck.teachers.frozen import Frozen
+
+if TYPE_CHECKING:
+    from limbeck.stages.fit import Engine
+
+Batch = Mapping[str, Tensor]
+Terms = dict[str, Tensor | Mean]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fit is going to do, handed to :meth:`Objective.begin`.
+
+    Attributes:
+        num_samples: rows that a per-sample table needs (``index`` runs from 0 to ``num_samples - 1``).
+        num_classes: number of classes of the data.
+        updates: total number of optimiser updates.
+        epochs: total passes over the training samples (may be fractional).
+    """
+
+    num_samples: int
+    num_classes: int
+    updates: int
+    epochs: float
+
+
+class Objective(nn.Module):
+    """A student, its teachers and its losses.
+
+    A subclass sets ``self.student`` and writes :meth:`terms`; teachers that are modules (frozen, EMA, past
+    predictions) are plain attributes. It works in anybody's own loop: call ``begin`` once, sum the terms,
+    step, and call ``after_update``. A paper with a single fit is this class and nothing else.
+    """
+
+    student: Classifier
+    progress: ClassVar[tuple[str, str]] = ("nll", "lower")
+    """The validation metric that improves while the method learns, and its better direction."""
+
+    def begin(self, plan: Plan) -> None:
+        """Called once before the first update, and before a saved state is restored."""
+
+    def terms(self, batch: Batch) -> Terms:
+        """The named terms of the loss, already weighted: their sum is minimised.
+
+        Args:
+            batch: ``image [B, C, H, W]`` (further views by name), ``label [B]`` (-1 where unlabelled),
+                ``index [B]``, ``epoch [B]`` (from 0).
+
+        Returns:
+            Scalars (means over the batch) or :class:`~limbeck.losses.reduction.Mean` where only a part of
+            the batch counts: sums and counts are then reduced over micro-batches and processes, exactly.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no terms")
+
+    def forward(self, batch: Batch, terms: str = "terms") -> Terms:
+        """``terms`` by name: the one door through which DDP, FSDP and autocast see every loss."""
+        return getattr(self, terms)(batch)
+
+    def step(self, batch: Batch, engine: "Engine") -> None:
+        """One update. Override for several optimisers or a look-ahead; see :class:`Engine`."""
+        engine.minimise(batch)
+
+    def after_update(self, batch: Batch) -> None:
+        """What belongs to an update: EMA, memories. ``batch`` also holds what :meth:`keep` was given."""
+
+    def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
+        """Parameters by optimiser; one optimiser, ``main``, over all that train unless overridden."""
+        return {"main": (p for p in self.parameters() if p.requires_grad)}
+
+    def streams(self, data: ImageData, batch_size: int, seed: int) -> Stream | dict[str, Stream]:
+        """What the fit reads: by default the training samples in the data's training view.
+
+        Several streams are a dict: the batch is then a dict of batches under the same names.
+        """
+        return Stream(data.train, batch_size, seed, views={"image": data.view}, flip=data.flip)
+
+    def teachers(self) -> dict[str, Frozen]:
+        """Frozen teachers by name; they are measured before training and beside the student at the end."""
+        return {name: child for name, child in self.named_children() if isinstance(child, Frozen)}
+
+    def keep(self, **values: Tensor) -> None:
+        """Hand per-sample values (first dimension the batch) of ``terms`` over to ``after_update``."""
+        for name, value in values.items():
+            self.kept.setdefault(name, []).append(value.detach())
+
+    @property
+    def kept(self) -> dict[str, list[Tensor]]:
+        """What :meth:`keep` collected since the last update, one entry a micro-batch."""
+        return self.__dict__.setdefault("_kept", {})

@@ -1,0 +1,115 @@
+"""The settings of one fit, and the blocks it is made of."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from limbeck.errors import LimbeckError, nearest
+from limbeck.stages import schedule as schedules
+
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
+SCHEDULES = ("cosine", "linear", "multistep", "constant")
+
+
+def _sgd() -> dict[str, Any]:
+    return {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How one model is trained.
+
+    Attributes:
+        epochs: passes over the training samples; not used where ``updates`` is given.
+        updates: number of optimiser updates.
+        batch_size: samples an update, over all processes and micro-batches together.
+        optimizer: ``name`` (sgd, adam, adamw, rmsprop) and the arguments of that torch.optim class.
+        schedule: ``name`` (cosine, linear, multistep, constant) of the learning rate and its arguments.
+        clip_grad_norm: largest norm of the gradient; none by default.
+        accumulate: micro-batches that each batch is split into (less memory, the same gradient).
+        accelerator: Lightning Fabric's accelerator (auto, cpu, cuda, mps ...).
+        devices: Lightning Fabric's devices: a number, a list such as "0,1", or auto.
+        num_nodes: number of machines.
+        strategy: Lightning Fabric's strategy (auto, ddp, fsdp ...).
+        precision: Lightning Fabric's precision (32-true, bf16-mixed, 16-mixed, bf16-true ...).
+        workers: processes that prepare batches; 0 prepares them in the training process.
+        log_every: updates between two rows of the log.
+        evaluations: how often the validation data are measured, evenly spread, the end included.
+        checkpoint_seconds: seconds between two checkpoints.
+        loggers: further logs beside metrics.csv: tensorboard, wandb.
+    """
+
+    epochs: float = 30
+    updates: int | None = None
+    batch_size: int = 64
+    optimizer: dict[str, Any] = field(default_factory=_sgd)
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "cosine"})
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    workers: int = 0
+    log_every: int = 50
+    evaluations: int = 10
+    checkpoint_seconds: float = 60.0
+    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be meant.
+
+        Raises:
+            LimbeckError: a count that must be positive is not.
+        """
+        for name in ("batch_size", "accumulate", "num_nodes", "log_every"):
+            if getattr(self, name) < 1:
+                raise LimbeckError(f"fit.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise LimbeckError(
+                f"fit.batch_size {self.batch_size} cannot be split into fit.accumulate {self.accumulate} equal parts"
+            )
+        if (self.updates if self.updates is not None else self.epochs) <= 0:
+            raise LimbeckError("fit.epochs or fit.updates must be positive")
+
+    def total_updates(self, samples: int) -> int:
+        """Number of updates on ``samples`` training samples."""
+        if self.updates is not None:
+            return self.updates
+        return max(1, int(self.epochs * samples) // self.batch_size)
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over ``parameters``."""
+        arguments = dict(self.optimizer)
+        return optimizer_class(arguments.pop("name"))(parameters, **arguments)
+
+    def make_schedule(self) -> schedules.Schedule:
+        """The learning-rate schedule."""
+        arguments = dict(self.schedule)
+        return schedule_function(arguments.pop("name"))(**arguments)
+
+
+def optimizer_class(name: str) -> Any:
+    """The torch.optim class by its short name.
+
+    Raises:
+        LimbeckError: unknown name.
+    """
+    if name not in OPTIMIZERS:
+        raise LimbeckError(f"unknown optimizer {name!r}.{nearest(name, OPTIMIZERS)} Known: {', '.join(OPTIMIZERS)}")
+    return getattr(torch.optim, OPTIMIZERS[name])
+
+
+def schedule_function(name: str) -> Any:
+    """The schedule by its name.
+
+    Raises:
+        LimbeckError: unknown name.
+    """
+    if name not in SCHEDULES:
+        raise LimbeckError(f"unknown schedule {name!r}.{nearest(name, SCHEDULES)} Known: {', '.join(SCHEDULES)}")
+    return getattr(schedules, name)

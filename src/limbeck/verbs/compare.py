@@ -1,0 +1,182 @@
+"""``compare``: several arms, the same seeds, paired differences with their intervals."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from limbeck.errors import LimbeckError
+from limbeck.recipe import Recipe
+from limbeck.stages.files import locked, write_json
+from limbeck.stages.stage import FORMAT_VERSION, versions
+from limbeck.verbs.run import default_name, plain, prepare
+from limbeck.verbs.runs import Job, run_all
+
+BETTER = {"accuracy": "higher", "nll": "lower", "ece": "lower", "aurc": "lower"}
+"""The metrics that every comparison reports, and their better direction."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison gave.
+
+    Attributes:
+        folder: holds ``comparison.json`` and a run folder for each arm.
+        arms: metrics by arm, one value a seed.
+        differences: paired differences of every arm to the reference.
+        finding: what came out, in words.
+    """
+
+    folder: Path
+    arms: dict[str, dict[str, list[float]]]
+    differences: list[dict[str, Any]]
+    finding: str
+
+
+def compare(
+    arms: Mapping[str, Any] | Sequence[Any],
+    *,
+    seeds: int | Sequence[int] = 3,
+    reference: str | None = None,
+    title: str | None = None,
+    name: str | None = None,
+    out: str | Path = "runs",
+    workers: int = 1,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Comparison:
+    """Train every arm with every seed and compare them pairwise, seed by seed.
+
+    Args:
+        arms: slugs, recipe files or recipes; a mapping gives them names.
+        seeds: how many seeds (from 0), or which.
+        reference: the arm that the others are compared with; by default ``supervised`` where there is one, else
+            the first.
+        title: heading of the report.
+        name: folder below ``out``.
+        out: where run folders are made.
+        workers: processes that train side by side, one core each.
+        quiet: show nothing.
+        overrides: keys laid over every arm's recipe, such as ``data="digits"``.
+
+    Raises:
+        LimbeckError: fewer than two arms, two arms of one name, a fault in a recipe or in a run.
+    """
+    recipes = named_arms(arms, overrides)
+    if len(recipes) < 2:
+        raise LimbeckError(f"a comparison needs at least two different arms, there is {', '.join(recipes) or 'none'}")
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen:
+        raise LimbeckError("a comparison needs at least one seed")
+    reference = reference or ("supervised" if "supervised" in recipes else next(iter(recipes)))
+    if reference not in recipes:
+        raise LimbeckError(f"the reference {reference!r} is none of the arms {', '.join(recipes)}")
+    name = name or f"compare-{'-'.join(recipes)}"[:60]
+    folder = Path(out) / name
+    with locked(folder):
+        jobs = [
+            Job(recipe, seed, f"{name}/{arm}", f"{arm}, seed {seed}")
+            for seed in chosen
+            for arm, recipe in recipes.items()
+        ]
+        results = run_all(jobs, out, workers=workers, quiet=quiet)
+        by_arm = {
+            arm: [r for job, r in zip(jobs, results, strict=True) if job.name == f"{name}/{arm}"] for arm in recipes
+        }
+        metrics = {arm: _by_metric([r["metrics"] for r in results]) for arm, results in by_arm.items()}
+        differences = [
+            {"arm": arm, "baseline": reference, "metric": metric, "better": better, "seeds": len(chosen)}
+            | paired_difference(metrics[arm][metric], metrics[reference][metric])
+            for arm in recipes
+            if arm != reference
+            for metric, better in BETTER.items()
+        ]
+        finding = _in_words(differences, reference, len(chosen))
+        write_json(
+            folder / "comparison.json",
+            {
+                "format_version": FORMAT_VERSION,
+                "title": title or "Comparison of " + ", ".join(recipes),
+                "reference": reference,
+                "seeds": chosen,
+                "arms": [
+                    {
+                        "name": arm,
+                        "method": recipes[arm]["method"],
+                        "folder": arm,
+                        "recipe": plain(recipes[arm]),
+                        "metrics": {k: v for k, v in metrics[arm].items() if not k.startswith("teacher/")},
+                        "teacher": {k[8:]: v for k, v in metrics[arm].items() if k.startswith("teacher/")} or None,
+                        "seconds": [r["seconds"] for r in by_arm[arm]],
+                    }
+                    for arm in recipes
+                ],
+                "differences": differences,
+                "finding": finding,
+                "versions": versions(),
+            },
+        )
+    return Comparison(folder, metrics, differences, finding)
+
+
+def named_arms(arms: Mapping[str, Any] | Sequence[Any], overrides: Mapping[str, Any]) -> dict[str, Recipe]:
+    """Resolved recipes by arm.
+
+    Raises:
+        LimbeckError: two arms of one name, or a fault in a recipe.
+    """
+    if isinstance(arms, Mapping):
+        return {name: prepare(arm, **overrides) for name, arm in arms.items()}
+    recipes: dict[str, Recipe] = {}
+    for arm in arms:
+        resolved = prepare(arm, **overrides)
+        name = str(arm) if isinstance(arm, str) and "/" not in arm else default_name(resolved)
+        if name in recipes:
+            raise LimbeckError(f"two arms are called {name!r}; name them: NAME=SLUG")
+        recipes[name] = resolved
+    return recipes
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float | None]:
+    """Mean of ``values - baseline`` over seeds and its 95% interval (Student's t, n - 1 degrees of freedom).
+
+    ``low`` and ``high`` are None with fewer than two seeds: one pair says nothing about spread.
+    """
+    differences = [a - b for a, b in zip(values, baseline, strict=True)]
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences) / math.sqrt(len(differences))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def _by_metric(results: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Metrics that every seed has, one value a seed."""
+    shared = [name for name in results[0] if all(name in result for result in results)]
+    return {name: [result[name] for result in results] for name in shared}
+
+
+def _in_words(differences: Sequence[Mapping[str, Any]], reference: str, seeds: int) -> str:
+    sentences = []
+    for row in differences:
+        if row["metric"] != "accuracy":
+            continue
+        points = 100 * row["mean"]
+        if row["low"] is None:
+            sentences.append(
+                f"{row['arm']} {points:+.1f} points of accuracy in one seed, which says nothing about chance"
+            )
+            continue
+        interval = f"95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+        if row["low"] > 0:
+            verdict = "more accurate than"
+        elif row["high"] < 0:
+            verdict = "less accurate than"
+        else:
+            verdict = "no difference shown to"
+        sentences.append(f"{row['arm']}: {verdict} {reference} ({points:+.1f} points, {interval})")
+    return f"Over {seeds} seed{'s' if seeds > 1 else ''}: " + "; ".join(sentences) + "."
