@@ -4,6 +4,7 @@ from typing import Literal
 
 from limbeck.data.samples import ImageData, concat
 from limbeck.data.stream import Stream
+from limbeck.errors import LimbeckError
 from limbeck.losses.divergence import cross_entropy, forward_kl
 from limbeck.losses.reduction import Mean
 from limbeck.models.classifier import Classifier
@@ -41,6 +42,10 @@ class KD(Objective):
         transfer_set: Literal["labeled", "all"] = "labeled",
     ) -> None:
         super().__init__()
+        if not 0 <= alpha <= 1:
+            raise LimbeckError(f"alpha is {alpha}; it must lie between 0 and 1")
+        if not temperature > 0:
+            raise LimbeckError(f"temperature is {temperature}; it must be above 0")
         self.student = student
         self.teacher = teacher
         self.alpha = alpha
@@ -60,9 +65,9 @@ class KD(Objective):
         logits = self.student(batch).logits
 
         labelled = batch["label"] >= 0
-        hard = cross_entropy(logits, batch["label"], weight=labelled, reduction="none")
-        soft = forward_kl(logits, teacher_logits, temperature=self.temperature, reduction="none")
+        hard = cross_entropy(logits, batch["label"].clamp(min=0), reduction="none")
+        soft = forward_kl(logits, teacher_logits, temperature=self.temperature)
         return {
             "ce": Mean.of(hard, labelled).times(1 - self.alpha),
-            "kd": Mean.of(soft).times(self.alpha * self.temperature**2),
+            "kd": self.alpha * self.temperature**2 * soft,
         }

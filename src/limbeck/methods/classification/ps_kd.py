@@ -1,5 +1,6 @@
 """PS-KD: progressive self-knowledge distillation."""
 
+import math
 from typing import Literal
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 from limbeck.errors import LimbeckError
 from limbeck.labels.refine import mix_with_past
 from limbeck.losses.divergence import soft_cross_entropy
-from limbeck.losses.reduction import Mean
 from limbeck.models.classifier import Classifier
 from limbeck.stages.objective import Batch, Objective, Plan, Terms
 from limbeck.teachers.ema import EMA
@@ -68,8 +68,8 @@ class PSKD(Objective):
 
     def begin(self, plan: Plan) -> None:
         """Make the past-self teacher: one row a sample, or a copy of the model."""
-        self.epochs = max(1.0, plan.epochs)
-        self.updates_per_epoch = plan.updates / self.epochs
+        self.epochs = math.ceil(plan.epochs)
+        self.updates_per_epoch = plan.updates / plan.epochs
         if self.past == "model":
             self.teacher = EMA(self.student, decay=0.0, warmup=False)
         else:
@@ -92,15 +92,16 @@ class PSKD(Objective):
         targets = mix_with_past(batch["label"], past, alpha)
 
         logits = self.student(batch).logits
-        self.keep(probabilities=logits.float().softmax(dim=-1))
-        return {"ce": Mean.of(soft_cross_entropy(logits, targets, reduction="none"))}
+        if self.past == "predictions":
+            self.keep(probabilities=logits.float().softmax(dim=-1))
+        return {"ce": soft_cross_entropy(logits, targets)}
 
     def after_update(self, batch: Batch) -> None:
         """Remember what was emitted for each sample, or copy the model when an epoch ends."""
         if self.past == "predictions":
             self.memory.write(batch["index"], batch["probabilities"])
             return
-        done = int(self.updates)
         self.updates += 1
-        if int((done + 1) / self.updates_per_epoch) > int(done / self.updates_per_epoch):
+        ended = int(int(self.updates) / self.updates_per_epoch + 1e-9)  # 2.9999999999999996 epochs are 3
+        if ended > int(self.teacher.num_updates):
             self.teacher.update(self.student)

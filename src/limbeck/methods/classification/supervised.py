@@ -1,5 +1,6 @@
 """Supervised training: the baseline of everything."""
 
+from limbeck.errors import LimbeckError
 from limbeck.losses.divergence import cross_entropy
 from limbeck.losses.reduction import Mean
 from limbeck.models.classifier import Classifier
@@ -19,6 +20,8 @@ class Supervised(Objective):
 
     def __init__(self, student: Classifier, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise LimbeckError(f"label_smoothing is {label_smoothing}; it must lie between 0 and 1")
         self.student = student
         self.label_smoothing = label_smoothing
 
@@ -26,7 +29,6 @@ class Supervised(Objective):
         """Mean cross-entropy over the samples that have a label."""
         logits = self.student(batch).logits
         labelled = batch["label"] >= 0
-        losses = cross_entropy(
-            logits, batch["label"], label_smoothing=self.label_smoothing, weight=labelled, reduction="none"
-        )
+        labels = batch["label"].clamp(min=0)
+        losses = cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
         return {"ce": Mean.of(losses, labelled)}
