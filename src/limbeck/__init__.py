@@ -41,7 +41,12 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 
+_PACKAGES = ("data", "labels", "losses", "methods", "metrics", "models", "report", "stages", "teachers")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"limbeck.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
     return getattr(importlib.import_module(f"limbeck.{_HOMES[name]}"), name)

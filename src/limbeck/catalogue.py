@@ -31,8 +31,13 @@ def list_methods() -> list[dict[str, Any]]:
 
 def evidence(slug: str) -> dict[str, Any] | None:
     """The measured evidence of a method, or None."""
-    file = _PACKAGE / "evidence" / f"{slug}.json"
+    file = evidence_file(slug)
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def evidence_file(slug: str) -> Path:
+    """Where the evidence of a method is, or would be."""
+    return Path(str(_PACKAGE / "evidence" / f"{slug}.json"))
 
 
 def evidence_state(slug: str) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,64 +10,126 @@ import jsonargparse
 
 from limbeck.catalogue import docstring
 from limbeck.methods.index import METHODS
-from limbeck.recipe import block_kinds, data_functions, method_class, model_function, read, resolve
-from limbeck.stages.settings import FitSettings, optimizer_class
+from limbeck.recipe import SWITCHES, block_kinds, data_functions, live, method_class, model_function
+from limbeck.show import prose, width
+from limbeck.signature import options, type_hints, type_name
+from limbeck.stages.settings import FitSettings, optimizer_class, schedule_function
 
 
-def print_help(verb: argparse.ArgumentParser, source: str) -> None:
-    """Print what a method does and what each of its keys means, with the values of its recipe."""
-    recipe = resolve(read(source))
+def print_help(verb: argparse.ArgumentParser, recipe: Mapping[str, Any]) -> None:
+    """Print what a method does and what each key of its recipe means.
+
+    Args:
+        verb: the verb's own options.
+        recipe: a resolved recipe; its values are shown.
+    """
     slug = recipe["method"]
-    print(f"{slug}: {METHODS[slug].paper} (arXiv {METHODS[slug].arxiv})\n")
-    print(docstring(slug) + "\n")
+    paper = METHODS[slug]
+    print(prose(f"limbeck run {slug}: {paper.paper} (arXiv {paper.arxiv}, {paper.year})") + "\n")
+    print(prose(docstring(slug).partition("\nArgs:")[0]) + "\n")
+    print("OPTIONS")
     for action in verb._actions:
         if action.option_strings:
-            print(f"  {', '.join(action.option_strings):22}{action.help}")
-    print()
-    _section("", recipe)
+            value = f" {action.metavar or action.dest.upper()}" if action.nargs != 0 else ""
+            _entry(action.option_strings[-1] + value, "", str(action.help))
+    print("\nKEYS OF THE RECIPE, each with its type, its value now and its meaning")
+    _method("", recipe)
 
 
-def _section(prefix: str, recipe: Mapping[str, Any]) -> None:
+def _method(prefix: str, recipe: Mapping[str, Any]) -> None:
     cls = method_class(recipe["method"])
     kinds = block_kinds(cls)
-    _keys(f"{recipe['method']} itself", prefix, [cls], recipe, skip=set(kinds))
+    _heading(f"{recipe['method']}: the method")
+    _keys(prefix, cls, recipe, skip=set(kinds))
     for name, kind in kinds.items():
-        block = recipe[name]
-        where = f"{prefix}{name}"
-        if kind == "teacher" and "method" in block:
-            print(f"{where}: trained first, by the method {block['method']}; its keys are those of that method,")
-            print(
-                f"  such as --{where}.student.width; data and fit are those above unless set (--{where}.fit.epochs)\n"
-            )
-        elif kind == "fit":
-            _keys(f"{where}: how it is trained", f"{where}.", [FitSettings], block)
-            optimizer = optimizer_class(block["optimizer"]["name"])
-            _keys(
-                f"{where}.optimizer ({block['optimizer']['name']})",
-                f"{where}.optimizer.",
-                [optimizer],
-                block["optimizer"],
-                skip={"params"},
-            )
-        else:
-            functions = data_functions(block["name"]) if kind == "data" else [model_function(block["name"])]
-            print(f"--{where} NAME   which {kind} (now: {block['name']})")
-            _keys(f"{where} ({block['name']})", f"{where}.", functions, block, skip={"task", "num_classes"})
+        _block(kind, f"{prefix}{name}", recipe[name], recipe)
 
 
-def _keys(title: str, prefix: str, functions: list[Any], values: Mapping[str, Any], skip: Iterable[str] = ()) -> None:
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False, usage=argparse.SUPPRESS)
-    for function in functions:
-        skipped = {*skip} & {*inspect.signature(function).parameters}
-        add = parser.add_class_arguments if inspect.isclass(function) else parser.add_function_arguments
-        add(function, skip={*skipped}, fail_untyped=False)
-    print(f"{title}:")
-    for action in parser._actions:
-        if not action.option_strings:
+def _block(kind: str, where: str, block: Any, outer: Mapping[str, Any]) -> None:
+    if live(block):
+        _heading(f"{where}: a {type(block).__name__} made in Python")
+    elif kind == "teacher" and "method" in block:
+        _teacher(where, block, outer)
+    elif kind == "fit":
+        _heading(f"{where}: how the model is trained")
+        _keys(f"{where}.", FitSettings, block, skip=("optimizer", "schedule"))
+        for part, find in (("optimizer", optimizer_class), ("schedule", schedule_function)):
+            _choice(f"{where}.{part}", block[part], part)
+            _keys(f"{where}.{part}.", find(block[part]["name"]), block[part], skip={"params", *SWITCHES})
+    else:
+        _choice(where, block, {"data": "data source"}.get(kind, kind))
+        for function in data_functions(block["name"]) if kind == "data" else [model_function(block["name"])]:
+            _keys(f"{where}.", function, block, skip={"task", "num_classes"} if kind != "data" else ())
+
+
+def _teacher(where: str, block: Mapping[str, Any], outer: Mapping[str, Any]) -> None:
+    """A teacher that a method trains: its keys are those of that method, so only what it sets is shown."""
+    _heading(f"{where}: a model, or a method that trains one first")
+    meaning = "which method, which model, or the folder of a trained model"
+    _entry(f"--{where} NAME", f"now the method {block['method']}", meaning)
+    differs = _differing(block, outer)
+    for key, value in differs.items():
+        _entry(f"--{where}.{key}", f"now {_shown(value)}", "")
+    text = (
+        f"Every other key of 'limbeck run {block['method']} --help' too, with --{where} before it, as in "
+        f"--{where}.fit.epochs; "
+        "its data and fit are those of the student unless set."
+    )
+    print(textwrap.fill(text, width(), initial_indent="  ", subsequent_indent="  "))
+
+
+def _differing(block: Mapping[str, Any], outer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What a nested method has of its own: everything but data and fit as they are outside."""
+    found: dict[str, Any] = {}
+    for key, value in block.items():
+        if key == "method" or (key in outer and value == outer[key] and prefix[:4] in ("data", "fit.")):
             continue
-        value = values.get(action.dest, action.default)
-        text = " ".join((action.help or "").replace("%", "%%").split()) if isinstance(action.help, str) else ""
-        print(f"  --{prefix}{action.dest} (now: {value})")
-        if text and text != argparse.SUPPRESS:
-            print(f"      {text}")
-    print()
+        if isinstance(value, Mapping):
+            beside = outer.get(key, {})
+            found |= _differing(value, beside if isinstance(beside, Mapping) else {}, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _choice(where: str, block: Mapping[str, Any], kind: str) -> None:
+    _heading(f"{where}: {block['name']}")
+    _entry(f"--{where} NAME", f"now {block['name']}", f"which {kind}; another one has other keys")
+
+
+def _heading(text: str) -> None:
+    print(f"\n{text}\n{'-' * len(text)}")
+
+
+def _keys(prefix: str, function: Any, values: Mapping[str, Any], skip: Iterable[str] = ()) -> None:
+    hints = type_hints(function)
+    meanings = _meanings(function)
+    for name in options(function, skip):
+        default = inspect.signature(function).parameters[name].default
+        value = values.get(name, None if default is inspect.Parameter.empty else default)
+        _entry(f"--{prefix}{name} {type_name(hints.get(name))}", f"now {_shown(value)}", meanings.get(name, ""))
+
+
+def _meanings(function: Any) -> dict[str, str]:
+    """What the docstring says about each parameter."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
+    add = parser.add_class_arguments if inspect.isclass(function) else parser.add_function_arguments
+    add(function, fail_untyped=False)
+    return {action.dest: action.help for action in parser._actions if isinstance(action.help, str)}
+
+
+def _entry(left: str, now: str, meaning: str) -> None:
+    column = 46
+    gap = " " * max(2, column - len(left))
+    print(f"  {left}{gap}{now}".rstrip())
+    text = " ".join(meaning.replace("``", "").split())
+    if text:
+        print(textwrap.fill(text, width(), initial_indent="      ", subsequent_indent="      ", break_long_words=False))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[" + ", ".join(map(_shown, value)) + "]" if isinstance(value, list | tuple) else str(value)

@@ -7,127 +7,152 @@ inherits the data and the fit of the method it teaches, except for what it sets 
 """
 
 import importlib
-import inspect
-import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from limbeck.data.index import SOURCES
 from limbeck.errors import LimbeckError, nearest
 from limbeck.methods.index import METHODS
 from limbeck.models.index import BUILDERS
+from limbeck.signature import check, options, refuse_unknown, takes_anything
+from limbeck.yaml_text import parse_value as parse_value
+from limbeck.yaml_text import read_yaml as read_yaml
+
+if typing.TYPE_CHECKING:
+    from limbeck.stages.settings import FitSettings
 
 Recipe = dict[str, Any]
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but with 1e-3 a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def parse_value(text: str) -> Any:
-    """The value that ``text`` means in a recipe."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        return text
+_KINDS = {"model": "a model", "teacher": "a teacher", "data": "a data source"}
+SWITCHES = frozenset({"maximize", "foreach", "differentiable", "fused", "capturable", "decoupled_weight_decay"})
+"""How an optimiser of torch computes, not what: accepted in a recipe, but not written out."""
 
 
 def read(source: str | Path, which: str = "small") -> Recipe:
-    """The recipe of a slug (``small`` or ``paper``), or of a YAML file.
+    """The recipe of a slug (``small`` or ``paper``), of a YAML file, or of a run folder.
 
     Raises:
         LimbeckError: no such slug, recipe or file, or a file that is not a mapping.
     """
     name = str(source)
     if name in METHODS:
-        file = resources.files("limbeck") / "recipes" / name / f"{which}.yaml"
+        folder = resources.files("limbeck") / "recipes" / name
+        file = folder / f"{which}.yaml"
         if not file.is_file():
-            there = sorted(
-                f.name.removesuffix(".yaml") for f in (resources.files("limbeck") / "recipes" / name).iterdir()
-            )
+            there = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name != "claim.yaml")
             raise LimbeckError(f"{name} has no recipe {which!r}.{nearest(which, there)} There are: {', '.join(there)}")
         return read_yaml(file.read_text(encoding="utf-8"), f"{name}/{which}.yaml")
     path = Path(name)
-    if path.is_dir() and (path / "recipe.yaml").exists():
-        path = path / "recipe.yaml"
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise LimbeckError(f"there is no recipe file {path}")
-        return read_yaml(path.read_text(encoding="utf-8"), str(path))
-    raise LimbeckError(
-        f"unknown method {name!r}.{nearest(name, METHODS)} Give one of: {', '.join(METHODS)}, or a recipe file .yaml"
-    )
+    if path.is_dir():
+        found = [path / "recipe.yaml", *sorted(path.glob("seed-*/recipe.yaml"))]
+        path = next((file for file in found if file.is_file()), path)
+        if path.is_dir():
+            raise LimbeckError(f"the folder {path} holds no recipe.yaml: it is not a run folder")
+    if path.suffix not in (".yaml", ".yml"):
+        known = ", ".join(METHODS)
+        raise LimbeckError(f"unknown method {name!r}.{nearest(name, METHODS)} Give one of: {known}, or a file .yaml")
+    return read_yaml(read_text(path), str(path))
 
 
-def read_yaml(text: str, name: str) -> Recipe:
-    """A YAML mapping.
+def read_text(path: Path) -> str:
+    """The text of a YAML file.
 
     Raises:
-        LimbeckError: not YAML, or not a mapping.
+        LimbeckError: no such file (with the nearest one beside it), or not a text file.
     """
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise LimbeckError(f"{name} is not YAML: {error}") from None
-    if not isinstance(value, dict):
-        raise LimbeckError(f"{name} must be a mapping of keys to values, it is {type(value).__name__}")
-    return value
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise LimbeckError(f"there is no file {path}." + nearest(path.name, beside)) from None
+    except UnicodeDecodeError:
+        raise LimbeckError(f"{path} is not a text file in UTF-8") from None
 
 
 def nest(dotted: Mapping[str, Any]) -> Recipe:
-    """``{"fit.optimizer.lr": 0.1}`` as nested mappings; a bare name beside dotted keys names the block."""
+    """``{"fit.optimizer.lr": 0.1}`` as nested mappings; a bare name beside dotted keys names the block.
+
+    Raises:
+        LimbeckError: a key below a live object, such as ``student.width`` beside a ``student`` that is a module.
+    """
     nested: Recipe = {}
     for key, value in dotted.items():
         *path, last = key.split(".")
         block = nested
         for part in path:
-            if not isinstance(block.get(part, {}), dict):
-                block[part] = _named(part, block[part])
-            block = block.setdefault(part, {})
-        if isinstance(block.get(last), dict) and not isinstance(value, Mapping):
-            value = {**_named(last, value), **block[last]}
-        block[last] = dict(value) if isinstance(value, Mapping) else value
+            block[part] = _opened(part, block.get(part), key)
+            block = block[part]
+        before = block.get(last)
+        if isinstance(before, Mapping) and value is not None:
+            block[last] = overlay(_opened(last, value, f"{key}.{next(iter(before), '')}"), before, last)
+        else:
+            block[last] = _copy(value)
     return nested
 
 
-def overlay(base: Any, over: Any, key: str = "") -> Any:
-    """``over`` laid upon ``base``, block by block.
+def _opened(part: str, value: Any, key: str) -> Recipe:
+    """What stands at ``part`` as a block that further keys go into."""
+    if live(value):
+        raise LimbeckError(f"{key} cannot be set: {part} is given as a {type(value).__name__} made in Python")
+    if isinstance(value, Mapping):
+        return _copy(value)
+    return {} if value is None else _named(part, value)
 
-    A block that gets another name starts anew: the arguments of the old one do not carry over.
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(part) for key, part in value.items()} if isinstance(value, Mapping) else value
+
+
+def overlay(base: Any, over: Any, key: str = "") -> Any:
+    """``over`` laid upon ``base``, block by block; neither is changed.
+
+    A block that gets another name starts anew: the arguments of the old one do not carry over. Nor do the keys by
+    which a nested method changed the data of ``base``, where ``over`` gives data made in Python: they have no keys.
     """
     if isinstance(base, Mapping) and isinstance(over, str):
         over = _named(key, over)
     if isinstance(base, str) and isinstance(over, Mapping):
         base = _named(key, base)
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
-        return dict(over) if isinstance(over, Mapping) else over
-    for kind in ("name", "method"):
-        if kind in base and kind in over and over[kind] != base[kind]:
-            return dict(over)
-    merged = dict(base)
+        return _copy(over)
+    if None not in (_identity(base), _identity(over)) and _identity(base) != _identity(over):
+        return _copy(over)
+    merged = _copy(base)
     for part, value in over.items():
-        merged[part] = overlay(base[part], value, part) if part in base else value
+        merged[part] = overlay(base[part], value, part) if part in base else _copy(value)
+    if "epochs" in over and "updates" not in over and "updates" in base:
+        merged["updates"] = None  # a fit has one length, and the later word counts
+    if live(over.get("data")):
+        for part, block in merged.items():
+            own = isinstance(over.get(part), Mapping) and "data" in over[part]
+            if isinstance(block, dict) and "method" in block and not own and _changes_data(block):
+                del block["data"]
     return merged
+
+
+def _changes_data(block: Mapping[str, Any]) -> bool:
+    """Whether a nested method takes the data around it with some keys changed."""
+    return isinstance(block.get("data"), Mapping) and "name" not in block["data"]
+
+
+def _identity(block: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """What a block configures: a method, or what its name says."""
+    return next(((kind, block[kind]) for kind in ("method", "name") if kind in block), None)
 
 
 def _named(key: str, value: Any) -> Recipe:
     """The block that a bare name stands for."""
-    if key == "teacher" and value in METHODS:
+    if key == "teacher" and isinstance(value, str) and value in METHODS:
         return {"method": value}
-    if isinstance(value, str) and key in ("student", "teacher") and (Path(value) / "config.json").is_file():
-        return {"name": "folder", "path": value}
+    if key in ("student", "teacher") and isinstance(value, str) and value not in BUILDERS:
+        # A folder of a saved model; of a hub there is no file to look for.
+        if value.startswith("hf://"):
+            return {"name": "hub", "repo": value.removeprefix("hf://")}
+        if (Path(value) / "config.json").is_file():
+            return {"name": "folder", "path": value}
     return {"name": value}
 
 
@@ -137,8 +162,8 @@ def method_class(slug: str) -> type:
     Raises:
         LimbeckError: unknown slug.
     """
-    if slug not in METHODS:
-        raise LimbeckError(f"unknown method {slug!r}.{nearest(slug, METHODS)} Known: {', '.join(METHODS)}")
+    if not isinstance(slug, str) or slug not in METHODS:
+        raise LimbeckError(f"unknown method {slug!r}.{nearest(str(slug), METHODS)} Known: {', '.join(METHODS)}")
     module, _, name = METHODS[slug].path.partition(":")
     found: type = getattr(importlib.import_module(module), name)
     return found
@@ -169,90 +194,111 @@ def resolve(recipe: Mapping[str, Any], inherited: Mapping[str, Any] | None = Non
         LimbeckError: an unknown key or name (with the nearest match), or a value of the wrong type.
     """
     if "method" not in recipe:
-        raise LimbeckError(f"{where or 'the recipe'} names no method; add a line 'method: SLUG'")
+        raise LimbeckError(f"{where.rstrip('.') or 'the recipe'} names no method; add a line 'method: SLUG'")
     cls = method_class(recipe["method"])
     kinds = block_kinds(cls)
     base = {"data": {"name": "digits"}, **(inherited or {})}
-    known = ["method", *_options(cls, kinds), *kinds]
-    _refuse_unknown(recipe, known, where)
+    refuse_unknown(recipe, ["method", *options(cls, kinds), *kinds], where)
     own = {key: value for key, value in recipe.items() if key != "method" and key not in kinds}
     resolved: Recipe = {"method": recipe["method"], **check(cls, own, where, skip=kinds)}
     order = sorted(kinds.items(), key=lambda item: ("data", "model", "fit", "teacher").index(item[1]))
     for name, kind in order:
         value = recipe.get(name)
-        if kind in ("data", "fit") and not _live(value):
+        if kind == "fit" and not (value is None or live(value) or isinstance(value, Mapping)):
+            raise LimbeckError(f"{where}{name} is {value!r}; it must be a mapping, such as {{epochs: 5}}")
+        if kind in ("data", "fit") and not live(value):
             value = _inherit(base.get(name, {}), value, name, where)
         if value is None:
             raise LimbeckError(f"{where}{name} is missing: {recipe['method']} needs a {kind} there")
-        resolved[name] = value if _live(value) else _resolve_block(kind, name, value, f"{where}{name}.", resolved)
+        resolved[name] = value if live(value) else _resolve_block(kind, name, value, where + name, resolved)
     return resolved
-
-
-def _resolve_block(kind: str, name: str, value: Any, where: str, outer: Recipe) -> Recipe:
-    block = dict(value) if isinstance(value, Mapping) else _named("teacher" if kind == "teacher" else name, value)
-    if kind == "fit":
-        return _resolve_fit(block, where)
-    if kind == "teacher" and "method" in block:
-        return resolve(block, {key: outer[key] for key in ("data", "fit") if key in outer}, where)
-    if "name" not in block:
-        raise LimbeckError(f"{where}name is missing: which {kind}? Known: {', '.join(_names(kind))}")
-    named = block.pop("name")
-    functions = data_functions(named) if kind == "data" else [model_function(named)]
-    skip = {"task", "num_classes"} if kind != "data" else set()
-    known = [option for function in functions for option in _options(function, skip)]
-    if not any(_takes_anything(function) for function in functions):
-        _refuse_unknown(block, known, where)
-    checked: Recipe = {"name": named}
-    for number, function in enumerate(functions):
-        mine = _options(function, skip)
-        first = number == 0
-        rest = {k: v for k, v in block.items() if k in mine or (first and k not in known)}
-        checked |= check(function, rest, where, skip=skip)
-    return checked
 
 
 def _inherit(base: Any, value: Any, name: str, where: str) -> Any:
     if value is None:
         return base
-    if _live(base):
-        raise LimbeckError(f"{where}{name} cannot be changed by keys: it was given as a {type(base).__name__}")
+    if live(base) and isinstance(value, Mapping):
+        key = next(iter(value), "")
+        raise LimbeckError(
+            f"{where}{name}.{key} cannot be set: {name} is given as a {type(base).__name__} made in Python; "
+            f"pass **{{{where + name!r}: ...}} as well"
+        )
     return overlay(base, value, name)
 
 
-def _resolve_fit(block: Recipe, where: str) -> Recipe:
+def _resolve_block(kind: str, name: str, value: Any, path: str, outer: Recipe) -> Recipe:
+    if kind == "fit":
+        return _resolve_fit(value, f"{path}.")
+    if not isinstance(value, str | Mapping):
+        raise LimbeckError(f"{path} is {value!r}; it must name {_KINDS[kind]}, or be a mapping with a name")
+    block = dict(value) if isinstance(value, Mapping) else _named("student" if kind == "model" else name, value)
+    if "object" in block:
+        raise LimbeckError(f"{path} was a {block['object']} made in Python; pass it again as {path}=")
+    if kind == "teacher" and "method" in block:
+        return resolve(block, {key: outer[key] for key in ("data", "fit") if key in outer}, f"{path}.")
+    known = list(SOURCES) if kind == "data" else [*BUILDERS, *(METHODS if kind == "teacher" else ())]
+    if "name" not in block:
+        raise LimbeckError(f"{path}.name is missing: which {kind}? Known: {', '.join(known)}")
+    named = block.pop("name")
+    if not isinstance(named, str):
+        raise LimbeckError(f"{path}.name is {named!r}; it must name {_KINDS[kind]}. Known: {', '.join(known)}")
+    if kind == "data":
+        functions, skip = data_functions(named), set()
+    else:
+        _refuse_no_model(kind, named, path, known)
+        functions, skip = [model_function(named)], {"task", "num_classes"}
+    if not any(takes_anything(function) for function in functions):
+        refuse_unknown(block, [o for function in functions for o in options(function, skip)], f"{path}.")
+    checked: Recipe = {"name": named}
+    taken = {option for function in functions[1:] for option in options(function, skip)}
+    for number, function in enumerate(functions):
+        mine = options(function, skip)
+        # What no signature names goes to the first, which takes anything.
+        rest = {k: v for k, v in block.items() if k in mine or (number == 0 and k not in taken)}
+        checked |= check(function, rest, f"{path}.", skip=skip)
+    return checked
+
+
+def _refuse_no_model(kind: str, name: str, path: str, known: list[str]) -> None:
+    if name in BUILDERS:
+        return
+    if "/" in name or Path(name).is_dir():
+        models = sorted(Path(name).glob("**/model/config.json"))
+        hint = f"; there is one in {models[0].parent}" if models else " (config.json and model.safetensors)"
+        raise LimbeckError(f"{path}: the folder {name} holds no saved model{hint}")
+    if "." not in name:
+        what = "a folder of a saved model, or package.module.Class of your own"
+        raise LimbeckError(f"{path}: unknown {kind} {name!r}.{nearest(name, known)} Known: {', '.join(known)}, {what}")
+
+
+def _resolve_fit(block: Mapping[str, Any], where: str) -> Recipe:
     from limbeck.stages.settings import FitSettings, optimizer_class, schedule_function
 
     checked = check(FitSettings, {k: v for k, v in block.items() if k not in ("optimizer", "schedule")}, where)
     for key, find in (("optimizer", optimizer_class), ("schedule", schedule_function)):
         part = overlay(checked[key], block.get(key, {}), key)
-        part = part if isinstance(part, dict) else {"name": part}
+        if not isinstance(part, Mapping) or not isinstance(part.get("name"), str):
+            raise LimbeckError(f"{where}{key} is {part!r}; it must be a name, or a mapping with a name")
         arguments = {k: v for k, v in part.items() if k != "name"}
-        function = find(part["name"])
-        _refuse_unknown(arguments, _options(function, {"params"}), f"{where}{key}.")
-        values = check(function, arguments, f"{where}{key}.", skip={"params"})
-        checked[key] = {"name": part["name"], **{k: v for k, v in values.items() if k in arguments}}
+        values = check(find(part["name"]), arguments, f"{where}{key}.", skip={"params"})
+        checked[key] = {"name": part["name"]} | {
+            k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if k in arguments or k not in SWITCHES
+        }
+    try:
+        _try_optimizer(FitSettings(**checked))
+    except (LimbeckError, ValueError) as error:
+        raise LimbeckError(str(error).replace("fit.", where) if "fit." in str(error) else where + str(error)) from None
     return checked
 
 
-def check(function: Callable[..., Any], values: Mapping[str, Any], where: str, skip: Iterable[str] = ()) -> Recipe:
-    """``values`` converted to the types of a signature, with its defaults.
+def _try_optimizer(settings: "FitSettings") -> None:
+    """Let torch refuse now what it would refuse once the data are read (nesterov without momentum ...)."""
+    import torch
 
-    Raises:
-        LimbeckError: an unknown or missing key, or a value of the wrong type.
-    """
-    import jsonargparse
-
-    skipped = {*skip} & {*inspect.signature(function).parameters}
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    add = parser.add_class_arguments if inspect.isclass(function) else parser.add_function_arguments
-    add(function, skip={*skipped}, fail_untyped=False)
-    _refuse_unknown(values, _options(function, skipped), where) if not _takes_anything(function) else None
     try:
-        checked: Recipe = parser.parse_object(dict(values)).as_dict()
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        message = " ".join(str(error).replace("Parser key", "key").split())
-        raise LimbeckError(f"{where or 'recipe: '}{message}") from None
-    return {**{k: v for k, v in values.items() if k not in checked}, **checked}
+        settings.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        raise ValueError(f"optimizer: {error}") from None
 
 
 def data_functions(name: str) -> list[Callable[..., Any]]:
@@ -278,30 +324,6 @@ def model_function(name: str) -> Callable[..., Any]:
     return find(name)
 
 
-def _names(kind: str) -> list[str]:
-    return list(SOURCES) if kind == "data" else [*BUILDERS, *(METHODS if kind == "teacher" else ())]
-
-
-def _options(function: Callable[..., Any], skip: Iterable[str] = ()) -> list[str]:
-    return [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in skip and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-    ]
-
-
-def _takes_anything(function: Callable[..., Any]) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-
-
-def _refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    known = list(known)
-    for key in values:
-        if key not in known:
-            raise LimbeckError(
-                f"unknown key {where + str(key)!r}.{nearest(str(key), known)} Known here: {', '.join(known) or 'none'}"
-            )
-
-
-def _live(value: Any) -> bool:
+def live(value: Any) -> bool:
+    """Whether a value is an object of a Python program, not data that a file can hold."""
     return value is not None and not isinstance(value, str | int | float | bool | Mapping | list | tuple)

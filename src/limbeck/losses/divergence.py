@@ -24,10 +24,11 @@ from typing import Literal, TypeAlias
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.labels.types import TopK
-from limbeck.losses.reduction import Loss, Reduction, Weight, reduce
+from limbeck.losses.reduction import Loss, Reduction, Weight, in_full, reduce
 from limbeck.losses.support import Logits, LogProbs, Tail, log_probabilities, on_one_support
 
 Interpolation: TypeAlias = Literal["trl", "continuous"]
@@ -51,13 +52,16 @@ def cross_entropy(
         weight: see the module.
         reduction: see the module.
     """
-    log_q = log_probabilities(logits)
     if weight is not None:
         labels = labels.masked_fill(weight == 0, 0)
-    values = -log_q.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)
-    if label_smoothing:
-        values = (1 - label_smoothing) * values - label_smoothing * log_q.mean(-1)
-    return reduce(values, weight, reduction)
+    values = F.cross_entropy(
+        in_full(logits).reshape(-1, logits.shape[-1]),
+        labels.long().reshape(-1),
+        ignore_index=torch.iinfo(torch.int64).min,  # none: what does not count is said by its weight
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return reduce(values.view(labels.shape), weight, reduction)
 
 
 def soft_cross_entropy(

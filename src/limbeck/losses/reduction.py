@@ -45,9 +45,8 @@ class Mean(NamedTuple):
     @property
     def value(self) -> Float[Tensor, ""]:
         """``total / count``, and 0 with a zero gradient where nothing was counted."""
-        empty = self.count == 0
-        # The count is replaced before the division: where() alone would let 0/0 through to the gradient.
-        return torch.where(empty, torch.zeros_like(self.total), self.total) / torch.where(empty, 1.0, self.count)
+        # Not where() around the quotient: that would let 0/0 through to the gradient. An empty total is 0.
+        return self.total / torch.where(self.count == 0, 1.0, self.count)
 
 
 def reduce(values: Values, weight: Weight | None = None, reduction: Reduction = "mean") -> Loss:
@@ -82,8 +81,11 @@ def _weighted(values: Values, weight: Weight | None) -> Values:
         raise LimbeckError(
             f"weight has shape {list(weight.shape)}, but there is one value for each of {list(values.shape)}"
         )
-    # 0 x inf is NaN: what is not used must not spoil the sum. Finite values are left alone, so that the
-    # gradient with respect to a weight of 0 is the value (learning to reweight starts there).
+    # 0 x inf is NaN: what is not used must not spoil the sum.
+    if weight.dtype == torch.bool:
+        return torch.where(weight, values, 0.0)
+    # Finite values are left alone, so that the gradient with respect to a weight of 0 is the value (learning to
+    # reweight starts there).
     unused = (weight == 0) & ~values.isfinite()
     return values.masked_fill(unused, 0.0) * weight
 

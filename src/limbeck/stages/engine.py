@@ -7,7 +7,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
 
-from limbeck.errors import LimbeckError
 from limbeck.losses.reduction import Mean
 from limbeck.stages.objective import Batch, Objective, Terms
 
@@ -50,11 +49,7 @@ class Engine:
         objective = self.objective
         self.values = {}
         objective.step(batch, self)
-        if objective.kept:
-            batch = {**batch, **{name: torch.cat(parts) for name, parts in objective.kept.items()}}
-            objective.kept.clear()
-        with torch.no_grad():
-            objective.after_update(batch)
+        objective.finish(batch)
 
     def minimise(self, batch: Batch, *, terms: str = "terms", optimizer: str = "main") -> None:
         """Minimise the sum of the objective's ``terms`` on ``batch`` by one step of ``optimizer``."""
@@ -65,16 +60,19 @@ class Engine:
         else:
             self._in_parts(list(_parts(batch, self.accumulate)), terms, stepper)
         if self.clip_grad_norm is not None:
-            norm = self.fabric.clip_gradients(self.module, stepper, max_norm=self.clip_grad_norm)
+            # Not an error here: 16-mixed skips such a step, and elsewhere the log names the update.
+            norm = self.fabric.clip_gradients(
+                self.module, stepper, max_norm=self.clip_grad_norm, error_if_nonfinite=False
+            )
             if norm is not None:
-                self.values["gradient_norm"] = norm.detach()
+                self.values["gradient_norm" + ("" if optimizer == "main" else f"/{optimizer}")] = norm.detach()
         stepper.step()
 
     def _whole(self, batch: Batch, name: str) -> None:
         terms: Terms = self.module(batch, name)
         values = [self._local_share(term) for term in terms.values()]
-        loss = torch.stack(values).sum() if len(values) > 1 else values[0]
-        self._record(dict(zip(terms, values, strict=True)), loss)
+        loss = sum(values[1:], values[0])
+        self._record(dict(zip(terms, values, strict=True)), loss, name)
         self.fabric.backward(loss)
 
     def _local_share(self, term: Tensor | Mean) -> Tensor:
@@ -83,9 +81,13 @@ class Engine:
             return term
         if self.fabric.world_size == 1:
             return term.value
-        count = self.fabric.all_reduce(term.count.detach().float(), reduce_op="sum")
-        assert isinstance(count, Tensor)
-        return Mean(term.total * self.fabric.world_size, count).value
+        return Mean(term.total * self.fabric.world_size, self._over_processes(term.count)).value
+
+    def _over_processes(self, count: Tensor) -> Tensor:
+        # A copy: the reduction works in place, and terms may share a count.
+        total = self.fabric.all_reduce(count.detach().float().clone(), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     def _in_parts(self, parts: list[Batch], name: str, stepper: _FabricOptimizer) -> None:
         """Gradients of a batch that does not fit at once: the same as of the whole batch."""
@@ -94,30 +96,41 @@ class Engine:
         weights = [p for group in stepper.param_groups for p in group["params"]]
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
-            with self.fabric.no_backward_sync(self.module, enabled=not last):
+            # Gradients of sums are added up over the processes below, once their counts are known.
+            with self.fabric.no_backward_sync(self.module, enabled=not last or bool(weighed)):
                 terms: Terms = self.module(part, name)
                 scalars = [term for term in terms.values() if isinstance(term, Tensor)]
                 means = {key: term for key, term in terms.items() if isinstance(term, Mean)}
                 if not means:
                     self.fabric.backward(torch.stack(scalars).sum() / len(parts))
-                elif "16-mixed" in str(self.fabric.strategy.precision.precision) or not all(
-                    isinstance(w, nn.Parameter) for w in weights
-                ):
-                    raise LimbeckError(
-                        "fit.accumulate cannot be exact for terms with counts of their own under "
-                        f"{self.fabric.strategy.precision.precision}; use fit.accumulate 1 or bf16-mixed"
-                    )
                 else:
                     totals = {key: term.total for key, term in means.items()}
                     if scalars:
                         totals[""] = torch.stack(scalars).sum()
-                    _collect(weighed, totals, weights)
+                    self._collect(weighed, totals, weights)
             collected.append({k: t.detach() if isinstance(t, Tensor) else _detached(t) for k, t in terms.items()})
         merged: Terms = {key: _merged([terms[key] for terms in collected]) for key in collected[0]}
         if weighed:
             self._set_gradients(weighed, merged, weights, len(parts))
         values = {key: self._local_share(term) for key, term in merged.items()}
-        self._record(values, torch.stack(list(values.values())).sum())
+        self._record(values, torch.stack(list(values.values())).sum(), name)
+
+    def _collect(
+        self,
+        weighed: dict[str, list[Tensor | None]],
+        totals: Mapping[str, Tensor],
+        weights: list[nn.Parameter],
+    ) -> None:
+        """Add the gradient of every total to buffers of its own."""
+        left = [key for key, total in totals.items() if total.requires_grad]
+        for key in left:
+            before = weighed.setdefault(key, [None] * len(weights))
+            for weight, gradient in zip(weights, before, strict=True):
+                weight.grad = gradient
+            self.fabric.backward(totals[key], retain_graph=key != left[-1])
+            weighed[key] = [weight.grad for weight in weights]
+        for weight in weights:
+            weight.grad = None
 
     def _set_gradients(
         self,
@@ -131,44 +144,32 @@ class Engine:
             term = merged.get(key)
             count = term.count if isinstance(term, Mean) else torch.tensor(float(parts * world))
             if world > 1 and isinstance(term, Mean):
-                reduced = self.fabric.all_reduce(count.float(), reduce_op="sum")
-                assert isinstance(reduced, Tensor)
-                count = reduced
+                count = self._over_processes(count)
             for weight, gradient in zip(weights, gradients, strict=True):
+                if world > 1:
+                    gradient = torch.zeros_like(weight) if gradient is None else gradient
+                    torch.distributed.all_reduce(gradient)
                 if gradient is None:
                     continue
-                if world > 1:
-                    torch.distributed.all_reduce(gradient)
                 share = gradient / count.clamp_min(torch.finfo(torch.float32).tiny).to(gradient)
                 weight.grad = share if weight.grad is None else weight.grad + share
 
-    def _record(self, values: Mapping[str, Tensor], loss: Tensor) -> None:
-        self.values["loss"] = loss.detach()
+    def _record(self, values: Mapping[str, Tensor], loss: Tensor, terms: str) -> None:
+        prefix = "loss" if terms == "terms" else f"loss/{terms}"
+        self.values[prefix] = loss.detach()
         if len(values) > 1:
             for name, value in values.items():
-                self.values[f"loss/{name}"] = value.detach()
+                self.values[f"{prefix}/{name}"] = value.detach()
 
 
 def _parts(batch: Batch, parts: int) -> Iterator[Batch]:
-    split = {name: value.chunk(parts) for name, value in batch.items()}
+    # Several streams are a mapping of batches.
+    split = {
+        name: list(_parts(value, parts)) if isinstance(value, Mapping) else value.chunk(parts)
+        for name, value in batch.items()
+    }
     for number in range(parts):
         yield {name: chunks[number] for name, chunks in split.items()}
-
-
-def _collect(
-    weighed: dict[str, list[Tensor | None]], totals: Mapping[str, Tensor], weights: list[nn.Parameter]
-) -> None:
-    """Add the gradient of every total to its own buffers."""
-    keys = list(totals)
-    for key in keys:
-        gradients = torch.autograd.grad(
-            totals[key], weights, retain_graph=key != keys[-1], allow_unused=True, materialize_grads=False
-        )
-        old = weighed.setdefault(key, [None] * len(weights))
-        weighed[key] = [
-            new if before is None else before if new is None else before + new
-            for before, new in zip(old, gradients, strict=True)
-        ]
 
 
 def _detached(term: Mean) -> Mean:

@@ -3,12 +3,16 @@
 import errno
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from limbeck.errors import LimbeckError
+
+ORPHANS = 15.0
+"""Seconds for which the workers of a killed run may hold its folder: they notice its end every five."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -18,22 +22,35 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         LimbeckError: the disk is full or not writable; what stood at ``path`` before is untouched.
     """
     part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        with part.open("rb") as handle:
-            os.fsync(handle.fileno())
-        part.replace(path)
+    with saving(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(part)
+            with part.open("rb") as handle:
+                os.fsync(handle.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
         _flush_folder(path.parent)
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Explain a disk that is full or not writable.
+
+    Raises:
+        LimbeckError: in place of such an OSError; others pass.
+    """
+    try:
+        yield
     except OSError as error:
-        part.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-            kept = "the file that was there before is untouched" if path.exists() else "nothing was lost"
-            raise LimbeckError(
-                f"cannot save {path}: {os.strerror(error.errno)}; {kept}. "
-                "Make room (or set TMPDIR) and give the same command again: it continues."
-            ) from error
-        raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        raise LimbeckError(
+            f"cannot save {path}: {os.strerror(error.errno)}; what was saved before is intact. "
+            "Make room (or choose another --out) and give the same command again: it continues."
+        ) from error
 
 
 def _flush_folder(folder: Path) -> None:
@@ -63,17 +80,31 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read().strip() or "unknown"
-            raise LimbeckError(
-                f"{folder} is in use by another run (process {owner}); wait for it, or choose another --name"
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+    lock = folder / ".lock"
+    with saving(lock):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("a+", encoding="utf-8")
+    with handle:
+        deadline = time.monotonic() + ORPHANS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                handle.seek(0)
+                owner = handle.read().strip()
+                if _alive(owner) or time.monotonic() > deadline:
+                    raise LimbeckError(
+                        f"{folder} is in use by another run (process {owner or 'unknown'}); "
+                        "wait for it, or choose another --name"
+                    ) from None
+                time.sleep(0.1)
+        with saving(lock):
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
         yield
+
+
+def _alive(process: str) -> bool:
+    return not process or Path("/proc", process).exists() or not Path("/proc/self").exists()

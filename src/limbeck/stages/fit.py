@@ -6,20 +6,23 @@ same weights as one that was not.
 """
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import safetensors.torch
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import FSDPStrategy
+from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.multiprocessing import ProcessRaisedException
 
 from limbeck.data.fingerprint import fingerprint
 from limbeck.data.random import derive
@@ -29,17 +32,21 @@ from limbeck.errors import LimbeckError
 from limbeck.metrics.classification import summary
 from limbeck.models.classifier import Classifier
 from limbeck.models.folder import load_weights, save
+from limbeck.stages.checkpoint import Checkpoint
 from limbeck.stages.engine import Engine
 from limbeck.stages.evaluation import measure, predict_logits
-from limbeck.stages.files import write_atomically, write_json
+from limbeck.stages.files import saving, write_atomically, write_json
 from limbeck.stages.interrupt import Interrupt
 from limbeck.stages.log import Log
 from limbeck.stages.objective import Batch, Objective, Plan
 from limbeck.stages.settings import FitSettings
-from limbeck.stages.stage import FORMAT_VERSION, Context, source_hash, versions
+from limbeck.stages.stage import FORMAT_VERSION, Context, is_first_process, source_hash, versions
 
 WITHOUT_EFFECT = ("workers", "log_every", "evaluations", "checkpoint_seconds", "loggers", "accelerator")
 """Settings that do not change the weights."""
+
+CHECKPOINT = "checkpoint.pt"
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Fit:
@@ -47,7 +54,7 @@ class Fit:
 
     Args:
         name: the stage's folder.
-        objective: student, teachers and losses.
+        objective: student, teachers and losses; a new one for each fit, as training leaves its marks on it.
         data: training, validation and test samples.
         settings: how long, how fast, on what.
     """
@@ -60,7 +67,7 @@ class Fit:
 
     def identity(self, context: Context) -> Mapping[str, Any]:
         """What decides the weights: objective, its source and first weights, data, settings and seed."""
-        settings = {key: value for key, value in asdict(self.settings).items() if key not in WITHOUT_EFFECT}
+        settings = {key: value for key, value in self.settings.plain().items() if key not in WITHOUT_EFFECT}
         plain = (bool, int, float, str, tuple, list, type(None))
         arguments = {
             key: value
@@ -71,7 +78,7 @@ class Fit:
             "objective": f"{type(self.objective).__module__}.{type(self.objective).__qualname__}",
             "arguments": arguments,
             "source": source_hash(type(self.objective)),
-            "modules": hashlib.sha256(repr(self.objective).encode()).hexdigest(),
+            "modules": hashlib.sha256(_ADDRESS.sub("", repr(self.objective)).encode()).hexdigest(),
             "weights": digest(self.objective),
             "data": fingerprint(self.data),
             "settings": settings,
@@ -81,8 +88,12 @@ class Fit:
 
     def load(self, folder: Path) -> Classifier:
         """The student with the weights of the finished fit."""
-        load_weights(self.objective.student, folder / "model")
-        return self.objective.student
+        student = self.objective.student
+        load_weights(student, folder / "model")
+        if is_first_process():
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        student.zero_grad()
+        return student.eval()
 
     def untrained(self) -> Classifier:
         """The student as it is."""
@@ -102,8 +113,10 @@ class Fit:
         }
 
     def _seconds_per_update(self, updates: int = 5) -> float:
-        twin = copy.deepcopy(self)
-        engine, streams, _ = twin._set_up(_fabric(twin.settings), seed=0)
+        # The objective only: the data may be large. One process, as nothing is launched.
+        alone = dataclasses.replace(self.settings, devices=1, num_nodes=1, strategy="auto")
+        twin = Fit(self.name, copy.deepcopy(self.objective), self.data, alone)
+        engine, streams, _ = twin._set_up(_fabric(alone), seed=0)
         begin = 0.0
         for number, batch in enumerate(_batches(streams, 0, updates + 2, engine.fabric, 0)):
             if number == 2:
@@ -114,7 +127,16 @@ class Fit:
     def run(self, folder: Path, context: Context) -> None:
         """Train, measure, and save the model, its predictions and ``result.json`` in ``folder``."""
         fabric = _fabric(self.settings)
-        fabric.launch(functools.partial(self._train, folder=folder, context=context))
+        try:
+            stopped = fabric.launch(functools.partial(self._train, folder=folder, context=context))
+        except ProcessRaisedException as error:
+            # From a process of its own an error arrives as the text of its traceback.
+            _, ours, message = str(error).rpartition(f"{LimbeckError.__module__}.{LimbeckError.__name__}: ")
+            if not ours:
+                raise
+            raise LimbeckError(message.strip()) from None
+        if stopped:
+            raise KeyboardInterrupt(stopped)
 
     def _set_up(self, fabric: Fabric, seed: int) -> tuple[Engine, dict[str, Stream], int]:
         settings, objective = self.settings, self.objective
@@ -142,17 +164,26 @@ class Fit:
         )
         return engine, streams, total
 
-    def _train(self, fabric: Fabric, folder: Path, context: Context) -> None:
+    def _train(self, fabric: Fabric, folder: Path, context: Context) -> str:
+        """The work of one process; returns where it was stopped, or nothing."""
         settings, objective = self.settings, self.objective
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() != fabric.world_size:
+            raise LimbeckError(
+                f"{self.name} asks for {fabric.world_size} processes, but an earlier stage of this command started "
+                f"{torch.distributed.get_world_size()}: give every fit the same fit.devices, or use ddp_fork"
+            )
+        if settings.batch_size % (fabric.world_size * settings.accumulate):
+            raise LimbeckError(
+                f"fit.batch_size {settings.batch_size} cannot be divided among {fabric.world_size} processes with "
+                f"fit.accumulate {settings.accumulate}; use a multiple of {fabric.world_size * settings.accumulate}"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         seed = derive(context.seed, self.name)
-        sharded = isinstance(fabric.strategy, FSDPStrategy)
-        student = copy.deepcopy(objective.student) if sharded else objective.student
         engine, streams, total = self._set_up(fabric, seed)
         schedule = settings.make_schedule()
         rates = {name: [g["lr"] for g in o.param_groups] for name, o in engine.optimizers.items()}
-        log = Log(folder, settings.log_every, list(settings.loggers), write=fabric.global_rank == 0)
-        checkpoint = _Checkpoint(folder / "checkpoint.pt", engine, log)
+        log = Log(folder, fabric, list(settings.loggers))
+        checkpoint = Checkpoint(folder / CHECKPOINT, engine, log)
         update, spent = checkpoint.restore()
         samples = _samples(streams)
         if update == 0:
@@ -160,8 +191,7 @@ class Fit:
         evaluations = {round(total * (k + 1) / settings.evaluations) for k in range(settings.evaluations)}
         begin = time.perf_counter() - spent
         saved = time.perf_counter()
-        context.reporter.start(self.name, update, total)
-        with Interrupt() as interrupt:
+        with context.reporter.stage(self.name, update, total), Interrupt() as interrupt:
             for batch in _batches(streams, update, total, fabric, settings.workers):
                 factor = schedule(update, total)
                 for name, optimizer in engine.optimizers.items():
@@ -169,33 +199,30 @@ class Fit:
                         group["lr"] = rate * factor
                 _seed_update(seed, update, fabric)
                 engine.update(batch)
-                log.add(engine.values)
                 update += 1
+                log.add(update, engine.values)
                 context.reporter.advance(update, log.last)
                 epoch = update * settings.batch_size / samples
                 if update % settings.log_every == 0 or update == total:
                     rate = next(iter(rates.values()))[0] * factor
                     log.flush(update, epoch, {"lr": rate})
                 if update in evaluations and len(self.data.validation):
+                    checkpoint.check(update)
                     log.rows(update, epoch, "validation", self._validation(objective.student, fabric))
                 due = time.perf_counter() - saved > settings.checkpoint_seconds
-                if update < total and checkpoint.agreed(due, interrupt.asked, update):
+                save, stop = checkpoint.agreed(due, interrupt.asked, update)
+                if (save or stop) and update < total:
                     checkpoint.save(update, time.perf_counter() - begin)
                     saved = time.perf_counter()
-                    if interrupt.asked:
+                    if stop:
                         log.close()
-                        context.reporter.stop()
-                        raise KeyboardInterrupt(f"{self.name} stopped after update {update} of {total}")
-        context.reporter.stop()
-        spent = time.perf_counter() - begin
-        if sharded:
-            state = fabric.strategy.get_module_state_dict(engine.module)
-            student.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("student.")})
-        if fabric.global_rank == 0:
-            self._finish(folder, context, student, update, spent)
-            log.close()
-            checkpoint.path.unlink(missing_ok=True)
-        fabric.barrier()
+                        return f"{self.name} stopped after update {update} of {total}"
+            checkpoint.check(update)
+            if fabric.global_rank == 0:
+                self._finish(folder, context, update, time.perf_counter() - begin)
+                log.close()
+            fabric.barrier()
+        return f"{self.name} is finished" if interrupt.asked else ""
 
     def _look_at_teachers(self, fabric: Fabric, log: Log, context: Context) -> None:
         """The teacher's own accuracy before training: a broken teacher shows at minute zero."""
@@ -213,9 +240,10 @@ class Fit:
         predictions = predict_logits(model, self.data.validation, device=fabric.device)
         return summary(predictions.logits, predictions.labels)
 
-    def _finish(self, folder: Path, context: Context, student: Classifier, updates: int, seconds: float) -> None:
-        save(student, folder / "model")
-        metrics, predictions = measure(student, self.data)
+    def _finish(self, folder: Path, context: Context, updates: int, seconds: float) -> None:
+        with saving(folder / "model"):
+            save(self.objective.student, folder / "model")
+        metrics, predictions = measure(self.objective.student, self.data)
         tensors = {"logits": predictions.logits, "label": predictions.labels, "index": predictions.indices}
         for name, teacher in self.objective.teachers().items():
             of_teacher, predictions = measure(teacher, self.data)
@@ -224,7 +252,10 @@ class Fit:
         classes = {"classes": json.dumps(list(self.data.classes))}
         write_atomically(
             folder / "predictions.safetensors",
-            lambda part: safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, part, classes),
+            # Not save_file, whose error on a full disk is no OSError.
+            lambda part: part.write_bytes(
+                safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, classes)
+            ),
         )
         write_json(
             folder / "result.json",
@@ -242,70 +273,23 @@ class Fit:
         )
 
 
-class _Checkpoint:
-    """The state of a fit between two updates, replaced atomically."""
-
-    def __init__(self, path: Path, engine: Engine, log: Log) -> None:
-        self.path = path
-        self.engine = engine
-        self.log = log
-
-    def _state(self) -> dict[str, Any]:
-        optimizers = {f"optimizer_{name}": value for name, value in self.engine.optimizers.items()}
-        return {"objective": self.engine.module, **optimizers}
-
-    def agreed(self, due: bool, asked: bool, update: int) -> bool:
-        """Whether all processes save now: the first process's clock decides, any process may be interrupted."""
-        fabric = self.engine.fabric
-        if fabric.world_size == 1:
-            return due or asked
-        if update % 10:
-            return False
-        flag = torch.tensor([float(due and fabric.global_rank == 0) + float(asked)], device=fabric.device)
-        torch.distributed.all_reduce(flag)
-        return bool(flag.item() > 0)
-
-    def save(self, update: int, seconds: float) -> None:
-        """Save everything that belongs to the updates so far, unless it is broken.
-
-        Raises:
-            LimbeckError: a loss or a weight is NaN or infinite (the older checkpoint stays), or the disk is full.
-        """
-        self.log.check()
-        for name, weight in self.engine.objective.named_parameters():
-            if weight.requires_grad and not bool(weight.isfinite().all()):
-                raise LimbeckError(
-                    f"the weight {name} became NaN or infinite by update {update}; the last good state is kept. "
-                    "Lower the learning rate or set fit.clip_grad_norm."
-                )
-        state = {**self._state(), "update": update, "seconds": seconds, "log": self.log.state()}
-        fabric = self.engine.fabric
-        if fabric.global_rank == 0:
-            write_atomically(self.path, lambda part: fabric.save(part, state))
-        else:
-            fabric.save(self.path.with_name(self.path.name + ".part"), state)
-
-    def restore(self) -> tuple[int, float]:
-        """Go back to the last checkpoint: (updates done, seconds spent); (0, 0) where there is none."""
-        if not self.path.exists():
-            self.log.rewind(0, {}, 0)
-            return 0, 0.0
-        try:
-            rest = self.engine.fabric.load(self.path, self._state(), strict=False, weights_only=True)
-        except (RuntimeError, EOFError, KeyError) as error:
-            raise LimbeckError(f"{self.path} cannot be read ({error}); delete it to start this stage again") from error
-        self.log.rewind(rest["update"], rest["log"]["window"], rest["log"]["first"])
-        return rest["update"], rest["seconds"]
-
-
 def _fabric(settings: FitSettings) -> Fabric:
-    return Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
-        precision=cast("Any", settings.precision),
-    )
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=cast("Any", settings.precision),
+        )
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise LimbeckError(f"fit: {' '.join(str(error).split())}") from error
+    if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise LimbeckError(
+            f"fit.strategy {settings.strategy!r} cuts the weights up among processes, and averages of weights and "
+            "measurements in the middle of training need them whole; use ddp"
+        )
+    return fabric
 
 
 def _streams(objective: Objective, data: ImageData, settings: FitSettings, seed: int) -> dict[str, Stream]:
@@ -330,7 +314,12 @@ def _batches(streams: Mapping[str, Stream], start: int, stop: int, fabric: Fabri
 
 def _seed_update(seed: int, update: int, fabric: Fabric) -> None:
     """Draws inside an update (dropout, mixing) are a function of (seed, update, process)."""
-    torch.manual_seed(derive(seed, "update", update, fabric.global_rank))
+    number = derive(seed, "update", update, fabric.global_rank)
+    if fabric.device.type == "cpu":
+        # torch.manual_seed would also queue a call, with a formatted stack, for every accelerator not yet in use.
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.manual_seed(number)
 
 
 def _keep_out_of_ddp(objective: Objective) -> None:

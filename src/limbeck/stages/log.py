@@ -6,35 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from limbeck.errors import LimbeckError, require
+from limbeck.stages.files import saving, write_atomically
 
 COLUMNS = ("update", "epoch", "split", "name", "value")
 
 
 class Log:
-    """Collects detached scalars of every update and writes their means every ``every`` updates.
+    """Collects detached scalars of every update and writes their means when a window ends.
 
-    Nothing is read from the device in between, so logging does not stall a GPU.
+    Nothing is read from the device in between, so logging does not stall a GPU. The first process writes.
     """
 
-    def __init__(self, folder: Path, every: int, loggers: list[str], *, write: bool = True) -> None:
+    def __init__(self, folder: Path, fabric: Fabric, loggers: list[str]) -> None:
         self.path = folder / "metrics.csv"
-        self.every = every
-        self.window: dict[str, list[Tensor]] = {}
-        self.first = 0  # the update of the first value in the window
+        self.fabric = fabric
+        self.window: dict[str, dict[int, Tensor]] = {}  # name -> update -> value
         self.last: float | None = None  # the mean loss of the last window written
-        self.write = write
-        self.sinks = [_SINKS[name](folder) for name in loggers] if write else []
+        self.write = fabric.global_rank == 0
+        self.sinks = [_SINKS[name](folder) for name in loggers] if self.write else []
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Remember the scalars of one update."""
+    def add(self, update: int, values: Mapping[str, Tensor]) -> None:
+        """Remember the scalars of an update, counted from 1."""
         for name, value in values.items():
-            self.window.setdefault(name, []).append(value)
+            self.window.setdefault(name, {})[update] = value
 
     def check(self) -> dict[str, float]:
-        """Means over the window.
+        """Means over the window and the processes, each of which must ask at the same update.
 
         Raises:
             LimbeckError: a term of the loss is NaN or infinite; names the first such update and term.
@@ -43,11 +44,16 @@ class Log:
         if not names:
             return {}
         lengths = [len(self.window[name]) for name in names]
-        host = torch.stack([v.float() for name in names for v in self.window[name]]).cpu().split(lengths)
+        values = torch.stack([v.float() for name in names for v in self.window[name].values()])
+        if self.fabric.world_size > 1:
+            torch.distributed.all_reduce(values.div_(self.fabric.world_size))
+            reduced = dict(zip(names, values.split(lengths), strict=True))
+            self.window = {n: dict(zip(w, reduced[n], strict=True)) for n, w in self.window.items()}
+        host = dict(zip(names, values.cpu().split(lengths), strict=True))
         bad = [
-            (self.first + int((~values.isfinite()).nonzero()[0]) + 1, name)
-            for name, values in zip(names, host, strict=True)
-            if name.startswith("loss") and not bool(values.isfinite().all())
+            (list(self.window[name])[int((~found.isfinite()).nonzero()[0])], name)
+            for name, found in host.items()
+            if name.startswith("loss") and not bool(found.isfinite().all())
         ]
         if bad:
             update, term = min(bad, key=lambda pair: (pair[0], pair[1] == "loss"))
@@ -55,7 +61,7 @@ class Log:
                 f"{term} became NaN or infinite at update {update}; the last good state is kept. "
                 "Lower the learning rate, set fit.clip_grad_norm, or look at the data of that batch."
             )
-        return {name: float(values.mean()) for name, values in zip(names, host, strict=True)}
+        return {name: float(found.mean()) for name, found in host.items()}
 
     def flush(self, update: int, epoch: float, extra: Mapping[str, float]) -> None:
         """Write one row a name for the window that ends at ``update``."""
@@ -63,14 +69,13 @@ class Log:
         self.last = values.get("loss")
         self.rows(update, epoch, "train", {**values, **extra})
         self.window = {}
-        self.first = update
 
     def rows(self, update: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
         """Append values of a split to the log."""
         if not self.write:
             return
         new = not self.path.exists()
-        with self.path.open("a", newline="", encoding="utf-8") as handle:
+        with saving(self.path), self.path.open("a", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
             if new:
                 writer.writerow(COLUMNS)
@@ -78,25 +83,31 @@ class Log:
         for sink in self.sinks:
             sink.log_metrics({f"{split}/{name}": value for name, value in values.items()}, update)
 
-    def rewind(self, update: int, window: Mapping[str, Tensor], first: int) -> None:
-        """Go back to the state of a checkpoint: rows of later updates are dropped."""
-        self.window = {name: list(values) for name, values in window.items()}
-        self.first = first
+    def rewind(self, update: int, window: Mapping[str, Mapping[int, Tensor]]) -> None:
+        """Go back to the state of a checkpoint: rows of later updates are dropped; without one, all."""
+        self.window = {n: {u: v.to(self.fabric.device) for u, v in w.items()} for n, w in window.items()}
         if self.write and self.path.exists():
+            if update == 0:
+                self.path.unlink()
+                return
             with self.path.open(newline="", encoding="utf-8") as handle:
                 kept = [row for row in csv.reader(handle) if len(row) == len(COLUMNS)]
             kept = [row for row in kept if row[0] == "update" or int(row[0]) <= update]
-            with self.path.open("w", newline="", encoding="utf-8") as handle:
-                csv.writer(handle).writerows(kept)
+            write_atomically(self.path, lambda part: _write_rows(part, kept))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, dict[int, Tensor]]:
         """The unfinished window, for a checkpoint."""
-        return {"first": self.first, "window": {n: torch.stack(v).cpu() for n, v in self.window.items() if v}}
+        return {name: {u: v.cpu().clone() for u, v in values.items()} for name, values in self.window.items()}
 
     def close(self) -> None:
         """Finish the further logs."""
         for sink in self.sinks:
             sink.finalize("success")
+
+
+def _write_rows(path: Path, rows: list[list[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows(rows)
 
 
 def _tensorboard(folder: Path) -> Any:

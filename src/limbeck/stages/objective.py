@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.data.samples import ImageData
@@ -41,7 +42,7 @@ class Objective(nn.Module):
 
     A subclass sets ``self.student`` and writes :meth:`terms`; teachers that are modules (frozen, EMA, past
     predictions) are plain attributes. It works in anybody's own loop: call ``begin`` once, sum the terms,
-    step, and call ``after_update``. A paper with a single fit is this class and nothing else.
+    step, and call ``finish``. A paper with a single fit is this class and nothing else.
     """
 
     student: Classifier
@@ -89,6 +90,12 @@ class Objective(nn.Module):
     def teachers(self) -> dict[str, Frozen]:
         """Frozen teachers by name; they are measured before training and beside the student at the end."""
         return {name: child for name, child in self.named_children() if isinstance(child, Frozen)}
+
+    @torch.no_grad()
+    def finish(self, batch: Batch) -> None:
+        """Close an update: hand what :meth:`keep` was given over to :meth:`after_update`."""
+        self.after_update({**batch, **{name: torch.cat(parts) for name, parts in self.kept.items()}})
+        self.kept.clear()
 
     def keep(self, **values: Tensor) -> None:
         """Hand per-sample values (first dimension the batch) of ``terms`` over to ``after_update``."""

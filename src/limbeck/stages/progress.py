@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -23,9 +25,11 @@ class Reporter:
         self.task: TaskID | None = None
         self._next = 0.0
 
-    def start(self, stage: str, done: int, total: int) -> None:
-        """Begin to show a stage of ``total`` updates of which ``done`` are done."""
+    @contextmanager
+    def stage(self, stage: str, done: int, total: int) -> Iterator[None]:
+        """Show a stage of ``total`` updates of which ``done`` are done, until it ends or fails."""
         if self.quiet or not sys.stderr.isatty():
+            yield
             return
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -37,7 +41,9 @@ class Reporter:
             transient=True,
         )
         self.task = self.bar.add_task(f"{self.label} {stage}".strip(), total=total, completed=done, loss="")
-        self.bar.start()
+        with self.bar:
+            yield
+        self.bar = None
 
     def advance(self, done: int, loss: float | None) -> None:
         """Show the number of updates done and the last logged loss; at most ten times a second."""
@@ -48,12 +54,6 @@ class Reporter:
             return
         self._next = now + 0.1
         self.bar.update(self.task, completed=done, loss="" if loss is None else f"loss {loss:.3f}")
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
 
     def say(self, text: str) -> None:
         """Print one line."""

@@ -3,11 +3,20 @@
 import math
 from collections.abc import Callable, Sequence
 
+from limbeck.errors import LimbeckError
+
 Schedule = Callable[[int, int], float]
 """(update from 0, total updates) -> factor on the optimiser's learning rate."""
 
 
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise LimbeckError(f"fit.schedule.{name} is {value}; it is a share of the updates, from 0 to 1")
+
+
 def _warmed(schedule: Schedule, warmup: float) -> Schedule:
+    _share("warmup", warmup)
+
     def factor(update: int, total: int) -> float:
         ramp = warmup * total
         return (update + 1) / (ramp + 1) if update < ramp else schedule(update, total)
@@ -43,6 +52,8 @@ def multistep(milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, war
         gamma: factor of each drop.
         warmup: share of the updates (0 to 1) over which the rate first rises linearly.
     """
+    for milestone in milestones:
+        _share("milestones", milestone)
     return _warmed(lambda u, n: gamma ** sum(u >= m * n for m in milestones), warmup)
 
 

@@ -1,7 +1,7 @@
 """The settings of one fit, and the blocks it is made of."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,7 @@ class FitSettings:
         accelerator: Lightning Fabric's accelerator (auto, cpu, cuda, mps ...).
         devices: Lightning Fabric's devices: a number, a list such as "0,1", or auto.
         num_nodes: number of machines.
-        strategy: Lightning Fabric's strategy (auto, ddp, fsdp ...).
+        strategy: Lightning Fabric's strategy (auto, ddp, ddp_fork ...), or such an object from Python.
         precision: Lightning Fabric's precision (32-true, bf16-mixed, 16-mixed, bf16-true ...).
         workers: processes that prepare batches; 0 prepares them in the training process.
         log_every: updates between two rows of the log.
@@ -52,7 +52,7 @@ class FitSettings:
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1
-    strategy: str = "auto"
+    strategy: Any = "auto"
     precision: str = "32-true"
     workers: int = 0
     log_every: int = 50
@@ -64,7 +64,7 @@ class FitSettings:
         """Refuse numbers that cannot be meant.
 
         Raises:
-            LimbeckError: a count that must be positive is not.
+            LimbeckError: a count that must be positive is not, or optimizer or schedule cannot be made.
         """
         for name in ("batch_size", "accumulate", "num_nodes", "log_every"):
             if getattr(self, name) < 1:
@@ -75,6 +75,15 @@ class FitSettings:
             )
         if (self.updates if self.updates is not None else self.epochs) <= 0:
             raise LimbeckError("fit.epochs or fit.updates must be positive")
+        if self.evaluations < 0:
+            raise LimbeckError(f"fit.evaluations is {self.evaluations}; it must be at least 0")
+        self.make_optimizer([nn.Parameter(torch.zeros(1))])
+        self.make_schedule()
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as plain data; a strategy that is an object becomes its class."""
+        strategy = self.strategy if isinstance(self.strategy, str) else type(self.strategy).__qualname__
+        return {**asdict(replace(self, strategy="auto")), "strategy": strategy}
 
     def total_updates(self, samples: int) -> int:
         """Number of updates on ``samples`` training samples."""
@@ -85,12 +94,22 @@ class FitSettings:
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser over ``parameters``."""
         arguments = dict(self.optimizer)
-        return optimizer_class(arguments.pop("name"))(parameters, **arguments)
+        make = optimizer_class(arguments.pop("name", ""))
+        try:
+            optimizer: torch.optim.Optimizer = make(parameters, **arguments)
+        except (TypeError, ValueError) as error:
+            raise LimbeckError(f"fit.optimizer: {error}") from None
+        return optimizer
 
     def make_schedule(self) -> schedules.Schedule:
         """The learning-rate schedule."""
         arguments = dict(self.schedule)
-        return schedule_function(arguments.pop("name"))(**arguments)
+        make = schedule_function(arguments.pop("name", ""))
+        try:
+            schedule: schedules.Schedule = make(**arguments)
+        except TypeError as error:
+            raise LimbeckError(f"fit.schedule: {error}") from None
+        return schedule
 
 
 def optimizer_class(name: str) -> Any:

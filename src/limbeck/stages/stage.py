@@ -104,10 +104,13 @@ def _execute(stage: Stage, context: Context) -> Any:
             )
     elif is_first_process():
         write_json(settings, identity)
-    if not _finished(folder) and not _reuse(folder, key, context):
+    if not _finished(folder) and not _reuse(folder, identity, key, context):
         stage.run(folder, context)
     if context.pool is not None and is_first_process():
-        write_json(context.pool / f"{key}.json", os.path.relpath(folder, context.pool))
+        # By way of a file of its own: runs side by side may finish equal stages at the same time.
+        own = context.pool / f"{key}.{os.getpid()}"
+        write_json(own, os.path.relpath(folder, context.pool))
+        own.replace(context.pool / f"{key}.json")
     return stage.load(folder)
 
 
@@ -115,18 +118,20 @@ def _finished(folder: Path) -> bool:
     return (folder / "result.json").exists()
 
 
-def _reuse(folder: Path, key: str, context: Context) -> bool:
+def _reuse(folder: Path, identity: Mapping[str, Any], key: str, context: Context) -> bool:
     """Copy the artefact of an equal stage that another run has finished."""
     entry = context.pool / f"{key}.json" if context.pool is not None else None
-    if entry is None or not entry.exists():
-        return False
+    if entry is None or not entry.exists() or torch.distributed.is_initialized():
+        return False  # processes that run side by side must all train
     other = entry.parent / json.loads(entry.read_text(encoding="utf-8"))
     try:
         result = json.loads((other / "result.json").read_text(encoding="utf-8"))
+        if json.loads((other / "settings.json").read_text(encoding="utf-8")) != identity:
+            return False  # that folder was made anew for something else
         if is_first_process():
             shutil.copytree(other, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("result.json", "*.part"))
             write_json(folder / "result.json", {**result, "method": context.method, "stage": folder.name})
-    except FileNotFoundError:
+    except (FileNotFoundError, shutil.Error):  # it went away meanwhile
         return False
     return True
 

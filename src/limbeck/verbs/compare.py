@@ -10,7 +10,8 @@ from typing import Any
 from scipy import stats
 
 from limbeck.errors import LimbeckError
-from limbeck.recipe import Recipe
+from limbeck.recipe import Recipe, overlay, read_yaml
+from limbeck.signature import refuse_unknown
 from limbeck.stages.files import locked, write_json
 from limbeck.stages.stage import FORMAT_VERSION, versions
 from limbeck.verbs.run import default_name, plain, prepare
@@ -70,8 +71,8 @@ def compare(
     if len(recipes) < 2:
         raise LimbeckError(f"a comparison needs at least two different arms, there is {', '.join(recipes) or 'none'}")
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not chosen:
-        raise LimbeckError("a comparison needs at least one seed")
+    if not chosen or len({*chosen}) < len(chosen):
+        raise LimbeckError(f"a comparison needs at least one seed and each seed once, seeds is {seeds}")
     reference = reference or ("supervised" if "supervised" in recipes else next(iter(recipes)))
     if reference not in recipes:
         raise LimbeckError(f"the reference {reference!r} is none of the arms {', '.join(recipes)}")
@@ -123,22 +124,62 @@ def compare(
     return Comparison(folder, metrics, differences, finding)
 
 
+def read_comparison(text: str, name: str) -> dict[str, Any]:
+    """The arguments of :func:`compare` from a comparison file.
+
+    The file holds ``arms`` (recipes by name), and may hold ``shared`` (keys that every arm gets unless it sets
+    them itself), ``seeds``, ``reference`` and ``title``.
+
+    Args:
+        text: YAML.
+        name: the file's name, for messages.
+
+    Raises:
+        LimbeckError: not such a file.
+    """
+    file = read_yaml(text, name)
+    if "arms" not in file and "method" in file:
+        raise LimbeckError(f"{name} is the recipe of one arm; a comparison needs two: give both files, or 'arms:'")
+    refuse_unknown(file, ("arms", "shared", "seeds", "reference", "title"), f"{name}: ")
+    shared, arms = file.get("shared", {}), file.get("arms")
+    if not isinstance(arms, Mapping) or not isinstance(shared, Mapping):
+        raise LimbeckError(f"{name}: 'arms' must be there, a mapping of names to recipes, and 'shared' a mapping too")
+    for arm, recipe in arms.items():
+        if not isinstance(recipe, str | Mapping):
+            raise LimbeckError(f"{name}: arms.{arm} is {recipe!r}; it must be a slug, or a mapping with 'method: SLUG'")
+    recipes = {
+        str(arm): overlay(shared, {"method": recipe} if isinstance(recipe, str) else recipe)
+        for arm, recipe in arms.items()
+    }
+    return {"arms": recipes} | {key: file[key] for key in ("seeds", "reference", "title") if key in file}
+
+
 def named_arms(arms: Mapping[str, Any] | Sequence[Any], overrides: Mapping[str, Any]) -> dict[str, Recipe]:
     """Resolved recipes by arm.
 
     Raises:
-        LimbeckError: two arms of one name, or a fault in a recipe.
+        LimbeckError: two arms of one name, a name that cannot be a folder, or a fault in a recipe.
     """
-    if isinstance(arms, Mapping):
-        return {name: prepare(arm, **overrides) for name, arm in arms.items()}
+    named = list(arms.items()) if isinstance(arms, Mapping) else [(None, arm) for arm in arms]
     recipes: dict[str, Recipe] = {}
-    for arm in arms:
-        resolved = prepare(arm, **overrides)
-        name = str(arm) if isinstance(arm, str) and "/" not in arm else default_name(resolved)
+    for given, arm in named:
+        resolved = _prepared(given or arm, arm, overrides)
+        name = given or (arm if isinstance(arm, str) and "/" not in arm else default_name(resolved))
         if name in recipes:
-            raise LimbeckError(f"two arms are called {name!r}; name them: NAME=SLUG")
+            raise LimbeckError(f"two arms are called {name!r}; name them: NAME={name} or {{'NAME': {name!r}}}")
+        if "/" in name or name.startswith("."):
+            raise LimbeckError(f"the arm {name!r} needs a name without '/' that begins with no dot: it names a folder")
         recipes[name] = resolved
     return recipes
+
+
+def _prepared(name: Any, arm: Any, overrides: Mapping[str, Any]) -> Recipe:
+    try:
+        return prepare(arm, **overrides)
+    except LimbeckError as error:
+        if isinstance(name, str):
+            error.args = (f"arm {name}: {error}",)
+        raise
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float | None]:
@@ -165,11 +206,9 @@ def _in_words(differences: Sequence[Mapping[str, Any]], reference: str, seeds: i
     for row in differences:
         if row["metric"] != "accuracy":
             continue
-        points = 100 * row["mean"]
+        points = f"{100 * row['mean']:+.1f} points"
         if row["low"] is None:
-            sentences.append(
-                f"{row['arm']} {points:+.1f} points of accuracy in one seed, which says nothing about chance"
-            )
+            sentences.append(f"{row['arm']}: {points} to {reference}, which one seed cannot tell from chance")
             continue
         interval = f"95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
         if row["low"] > 0:
@@ -178,5 +217,5 @@ def _in_words(differences: Sequence[Mapping[str, Any]], reference: str, seeds: i
             verdict = "less accurate than"
         else:
             verdict = "no difference shown to"
-        sentences.append(f"{row['arm']}: {verdict} {reference} ({points:+.1f} points, {interval})")
+        sentences.append(f"{row['arm']}: {verdict} {reference} ({points}, {interval})")
     return f"Over {seeds} seed{'s' if seeds > 1 else ''}: " + "; ".join(sentences) + "."

@@ -20,7 +20,9 @@ from limbeck.errors import LimbeckError
 from limbeck.models import Classifier
 from limbeck.recipe import Recipe, nest, overlay, read, resolve
 from limbeck.stages.files import locked, write_json, write_text
+from limbeck.stages.fit import WITHOUT_EFFECT, digest
 from limbeck.stages.progress import Reporter
+from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import FORMAT_VERSION, Context, drive, is_first_process, versions
 
 
@@ -136,12 +138,14 @@ def dry_run(
 
 def default_name(resolved: Mapping[str, Any]) -> str:
     """``SLUG-HASH``: every recipe has a folder of its own."""
-    text = json.dumps(plain(resolved), sort_keys=True)
+    text = json.dumps(_deciding(plain(resolved)), sort_keys=True)
     return f"{resolved['method']}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def plain(recipe: Any) -> Any:
     """A recipe as plain data: live objects become their class and a fingerprint of their content."""
+    if isinstance(recipe, FitSettings):
+        return recipe.plain()
     if isinstance(recipe, Mapping):
         return {key: plain(value) for key, value in recipe.items()}
     if isinstance(recipe, list | tuple):
@@ -153,8 +157,6 @@ def plain(recipe: Any) -> Any:
 
 
 def _fingerprint(value: Any) -> str:
-    from limbeck.stages.fit import digest
-
     if isinstance(value, nn.Module):
         return digest(value)
     return fingerprint(value) if isinstance(value, ImageData) else ""
@@ -171,8 +173,8 @@ def _claim(folder: Path, resolved: Mapping[str, Any]) -> None:
     if not path.exists():
         write_text(path, yaml.safe_dump(mine, sort_keys=False))
         return
-    theirs = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    ours = _flat(mine)
+    theirs = _flat(_deciding(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    ours = _flat(_deciding(mine))
     differ = [
         f"{key}: {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here"
         for key in sorted({*theirs, *ours})
@@ -180,6 +182,16 @@ def _claim(folder: Path, resolved: Mapping[str, Any]) -> None:
     ]
     if differ:
         raise LimbeckError(f"{folder} belongs to another recipe ({'; '.join(differ)}); choose another --name")
+
+
+def _deciding(recipe: Any) -> Any:
+    """A plain recipe without what changes no result, such as the number of workers."""
+    if not isinstance(recipe, Mapping):
+        return recipe
+    kept = {key: _deciding(value) for key, value in recipe.items()}
+    if isinstance(kept.get("fit"), Mapping):
+        kept["fit"] = {key: value for key, value in kept["fit"].items() if key not in WITHOUT_EFFECT}
+    return kept
 
 
 def _flat(recipe: Any, prefix: str = "") -> dict[str, Any]:

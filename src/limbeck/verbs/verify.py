@@ -7,18 +7,25 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from limbeck.catalogue import sources
+from limbeck.catalogue import evidence_file, sources
 from limbeck.errors import LimbeckError, nearest
 from limbeck.methods.index import METHODS
 from limbeck.recipe import nest, overlay, read_yaml, resolve
+from limbeck.signature import refuse_unknown
 from limbeck.stages.files import write_json
 from limbeck.stages.stage import FORMAT_VERSION, versions
 from limbeck.verbs.compare import paired_difference
 from limbeck.verbs.run import plain, prepare
 from limbeck.verbs.runs import Job, run_all
-from limbeck.verbs.tune import tune
+from limbeck.verbs.tune import points, tune
 
 KINDS = ("superior", "noninferior", "report")
+REQUIRED = ("claims", "arms", "tuning", "budget")
+OPTIONAL = ("shared", "seeds", "regimes_tried", "finding", "scaling")
+ROW = (
+    *("text", "primary", "kind", "margin", "metric", "better", "arm", "baseline"),
+    *("baseline_metric", "baseline_factor", "every_seed"),
+)
 FIRST_SEED = 100
 """Fresh seeds start here: none of them was used to develop or to tune."""
 
@@ -34,21 +41,69 @@ def read_claim(slug: str) -> dict[str, Any]:
     file = resources.files("limbeck") / "recipes" / slug / "claim.yaml"
     if not file.is_file():
         raise LimbeckError(f"{slug} claims nothing: there is no recipes/{slug}/claim.yaml")
-    claim = read_yaml(file.read_text(encoding="utf-8"), f"{slug}/claim.yaml")
-    for key in ("claims", "arms", "tuning", "budget"):
-        if key not in claim:
-            raise LimbeckError(f"recipes/{slug}/claim.yaml lacks {key!r}")
+    return parse_claim(file.read_text(encoding="utf-8"), slug)
+
+
+def parse_claim(text: str, slug: str) -> dict[str, Any]:
+    """A claim from its YAML.
+
+    Raises:
+        LimbeckError: it is not well formed.
+    """
+    name = f"recipes/{slug}/claim.yaml"
+    claim = read_yaml(text, name)
+    refuse_unknown(claim, (*REQUIRED, *OPTIONAL), f"{name}: ")
+    _need(claim, REQUIRED, name)
+    tuning = claim["tuning"]
+    _need(tuning, ("space", "trials", "seeds", "metric", "better"), f"{name}: tuning")
+    if not claim["claims"] or not claim["claims"][0].get("primary"):
+        raise LimbeckError(f"{name}: the first claim must be the primary one (primary: true)")
     for row in claim["claims"]:
-        if row["kind"] not in KINDS:
-            raise LimbeckError(f"claim {row['text']!r} is {row['kind']!r}; it must be one of {', '.join(KINDS)}")
-        if row["kind"] == "noninferior" and "margin" not in row:
-            raise LimbeckError(f"claim {row['text']!r} is noninferior and needs a margin")
-        for arm in (row.get("arm", slug), row["baseline"]):
-            if arm not in claim["arms"]:
-                raise LimbeckError(f"claim {row['text']!r} names the arm {arm!r}; arms: {', '.join(claim['arms'])}")
-    if not claim["claims"][0].get("primary"):
-        raise LimbeckError(f"recipes/{slug}/claim.yaml: the first claim must be the primary one")
+        _check_row(row, slug, claim["arms"], name)
+    for arm in claim["arms"]:
+        if "/" in arm or arm == "tune":
+            raise LimbeckError(f"{name}: an arm cannot be called {arm!r}: it names a folder beside that of the tuning")
+        there = points(arm_space(tuning, arm))
+        if there < tuning["trials"]:
+            raise LimbeckError(
+                f"{name}: the space of {arm} has {there:.0f} points and tuning.trials is {tuning['trials']}; every arm "
+                "gets the same number of trials"
+            )
+    refuse_unknown(tuning.get("arms", {}), claim["arms"], f"{name}: tuning.arms: ")
     return claim
+
+
+def _check_row(row: Mapping[str, Any], slug: str, arms: Mapping[str, Any], name: str) -> None:
+    refuse_unknown(row, ROW, f"{name}: claim {row.get('text')!r}: ")
+    _need(row, ("text", "kind", "metric", "better", "baseline"), f"{name}: a claim")
+    text = f"{name}: claim {row['text']!r}"
+    if row["kind"] not in KINDS:
+        raise LimbeckError(
+            f"{text} is {row['kind']!r}.{nearest(str(row['kind']), KINDS)} It must be {' or '.join(KINDS)}"
+        )
+    if row["better"] not in ("higher", "lower"):
+        raise LimbeckError(f"{text}: better is {row['better']!r}; it must be higher or lower")
+    margin = row.get("margin")
+    if row["kind"] == "noninferior" and not (isinstance(margin, int | float) and margin >= 0):
+        raise LimbeckError(f"{text} is noninferior and needs a margin, a number from 0 on")
+    if row["kind"] != "noninferior" and margin is not None:
+        raise LimbeckError(f"{text} is {row['kind']} and takes no margin")
+    for arm in (row.get("arm", slug), row["baseline"]):
+        if arm not in arms:
+            raise LimbeckError(f"{text} names the arm {arm!r}.{nearest(str(arm), arms)} Arms: {', '.join(arms)}")
+
+
+def _need(block: Any, keys: Sequence[str], where: str) -> None:
+    if not isinstance(block, Mapping):
+        raise LimbeckError(f"{where} must be a mapping with {', '.join(keys)}; it is {block!r}")
+    for key in keys:
+        if key not in block:
+            raise LimbeckError(f"{where} lacks {key!r}")
+
+
+def arm_space(tuning: Mapping[str, Any], arm: str) -> dict[str, Any]:
+    """The space that an arm is tuned in: the shared one and its own."""
+    return {**tuning["space"], **tuning.get("arms", {}).get(arm, {})}
 
 
 def verify(
@@ -79,11 +134,13 @@ def verify(
         LimbeckError: no claim, or a fault in it or in a run.
     """
     claim = read_claim(slug)
-    count = seeds or int(claim.get("seeds", 5))
+    count = int(claim.get("seeds", 5)) if seeds is None else seeds
+    if count < 1:
+        raise LimbeckError(f"seeds is {count}; it must be at least 1")
     if evidence is None:
         if count < 5 or overrides:
             raise LimbeckError("the package's evidence needs 5 seeds and the claim as it is; give --evidence FILE")
-        evidence = Path(str(resources.files("limbeck") / "evidence" / f"{slug}.json"))
+        evidence = evidence_file(slug)
     begin = time.perf_counter()
     shared = overlay(claim.get("shared", {}), nest(overrides))
     arms = {name: overlay(shared, arm) for name, arm in claim["arms"].items()}
@@ -91,7 +148,7 @@ def verify(
     tuned = {
         name: tune(
             prepare(arm),
-            {**tuning["space"], **tuning.get("arms", {}).get(name, {})},
+            arm_space(tuning, name),
             trials=tuning["trials"],
             seeds=tuning["seeds"],
             metric=tuning["metric"],
@@ -112,7 +169,7 @@ def verify(
     ]
     results = run_all(jobs, out, workers=workers, quiet=quiet)
     by_arm = {
-        name: [r for job, r in zip(jobs, results, strict=True) if job.name.endswith("/" + name)] for name in final
+        name: [r for job, r in zip(jobs, results, strict=True) if job.name == f"verify-{slug}/{name}"] for name in final
     }
     measured = {
         "format_version": FORMAT_VERSION,
@@ -161,18 +218,17 @@ def judge(
     """
     metric = row["metric"]
     factor = float(row.get("baseline_factor", 1.0))
-    method = [float(result["metrics"][metric]) for result in by_arm[row.get("arm", slug)]]
-    baseline = [
-        factor * float(result["metrics"][row.get("baseline_metric", metric)]) for result in by_arm[row["baseline"]]
-    ]
+    method = _values(by_arm[row.get("arm", slug)], metric, row["text"])
+    baseline = [factor * v for v in _values(by_arm[row["baseline"]], row.get("baseline_metric", metric), row["text"])]
     difference = paired_difference(method, baseline)
     sign = 1.0 if row["better"] == "higher" else -1.0
     low, high = difference["low"], difference["high"]
     worst = None if low is None or high is None else min(sign * low, sign * high)
     margin = row.get("margin")
-    holds = row["kind"] == "report" or (worst is not None and worst > (0.0 if margin is None else -float(margin)))
+    least = 0.0 if margin is None else -float(margin)
+    holds = worst is not None and worst > least
     if row.get("every_seed"):
-        holds = holds and all(sign * (a - b) > 0 for a, b in zip(method, baseline, strict=True))
+        holds = holds and all(sign * (a - b) > least for a, b in zip(method, baseline, strict=True))
     return {
         "text": row["text"],
         "primary": bool(row.get("primary", False)),
@@ -189,8 +245,17 @@ def judge(
         "method": method,
         "baseline": baseline,
         "difference": difference,
-        "holds": holds,
+        "holds": holds or row["kind"] == "report",
     }
+
+
+def _values(results: Sequence[Mapping[str, Any]], metric: str, text: str) -> list[float]:
+    for result in results:
+        if metric not in result["metrics"]:
+            known = ", ".join(result["metrics"])
+            hint = nearest(metric, result["metrics"])
+            raise LimbeckError(f"claim {text!r}: {metric!r} is not measured.{hint} Measured: {known}")
+    return [float(result["metrics"][metric]) for result in results]
 
 
 def finding(claims: Sequence[Mapping[str, Any]]) -> str:

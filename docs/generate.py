@@ -1,0 +1,164 @@
+"""Write what is generated: README's table of methods, docs/methods/SLUG.md, the code shown in CONTRIBUTING.
+
+    python docs/generate.py            # write
+    python docs/generate.py --check    # exit 1 where something is out of date
+"""
+
+import argparse
+import ast
+import statistics
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from limbeck.catalogue import describe, list_methods
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "limbeck"
+FRACTIONS = ("accuracy", "ece", "scaled/ece", "scaled/accuracy", "teacher/accuracy")
+
+
+def pages() -> dict[Path, str]:
+    """Every generated file with its content."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = {ROOT / "README.md": _between(readme, "methods", _table())}
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    guide = _between(guide, "ps-kd:row", _code("python", _row("ps-kd")))
+    guide = _between(guide, "ps-kd:label", _code("python", _function("labels/refine.py", "mix_with_past")))
+    guide = _between(guide, "ps-kd:objective", _code("python", _function("methods/classification/ps_kd.py", "PSKD")))
+    small = (PACKAGE / "recipes" / "ps-kd" / "small.yaml").read_text(encoding="utf-8")
+    found[ROOT / "CONTRIBUTING.md"] = _between(guide, "ps-kd:recipe", _code("yaml", small))
+    for row in list_methods():
+        found[ROOT / "docs" / "methods" / f"{row['slug']}.md"] = _page(describe(row["slug"]))
+    return found
+
+
+def _function(file: str, name: str) -> str:
+    """The source of a function or class, without its docstring."""
+    text = (PACKAGE / file).read_text(encoding="utf-8")
+    node = next(node for node in ast.parse(text).body if getattr(node, "name", None) == name)
+    node.body = node.body[1:]
+    kept = text.splitlines()[node.body[0].lineno - 1 : node.end_lineno]
+    head = text.splitlines()[node.lineno - 1 : node.body[0].lineno - 1]
+    head = head[: next(number for number, line in enumerate(head) if line.lstrip().startswith('"""'))]
+    return "\n".join([*head, *kept])
+
+
+def _row(slug: str) -> str:
+    """The method's row in the index."""
+    text = (PACKAGE / "methods" / "index.py").read_text(encoding="utf-8")
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and node.args]
+    call = next(n for n in calls if isinstance(n.args[0], ast.Constant) and n.args[0].value == slug)
+    return textwrap.dedent(" " * call.col_offset + (ast.get_source_segment(text, call) or ""))
+
+
+def _code(language: str, text: str) -> str:
+    return f"```{language}\n{text.rstrip()}\n```"
+
+
+def _between(text: str, name: str, content: str) -> str:
+    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}\n{content}\n{end}{after}"
+
+
+def _table() -> str:
+    lines = ["| method | paper | task | evidence | primary claim, measured |", "|---|---|---|---|---|"]
+    for row in list_methods():
+        measured = describe(row["slug"])["measured"]
+        claim = "a baseline: claims nothing" if measured is None else _claim(measured["claims"][0])
+        paper = f"{row['paper']} ([{row['arxiv']}](https://arxiv.org/abs/{row['arxiv']}))"
+        evidence = "-" if measured is None and row["kind"] == "baseline" else row["evidence"]
+        lines.append(f"| [`{row['slug']}`](docs/methods/{row['slug']}.md) | {paper} | {row['task']} | {evidence} | {claim} |")
+    return "\n".join(lines)
+
+
+def _claim(claim: Mapping[str, Any]) -> str:
+    verdict = {"report": "reported"}.get(claim["kind"], "holds" if claim["holds"] else "**does not hold**")
+    return f"{claim['text']}: {verdict}, {_difference(claim)}, {len(claim['seeds'])} seeds"
+
+
+def _difference(claim: Mapping[str, Any]) -> str:
+    difference = claim["difference"]
+    scale, unit = (100, " points") if claim["metric"] in FRACTIONS else (1, "")
+    digits = 1 if scale == 100 else 3
+    mean, low, high = (scale * difference[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _page(method: Mapping[str, Any]) -> str:
+    lines = [
+        f"# {method['slug']}",
+        "",
+        f"{method['paper']}, [arXiv {method['arxiv']}](https://arxiv.org/abs/{method['arxiv']}) ({method['year']}). "
+        f"Task: {method['task']}. Evidence: {method['evidence']}.",
+        "",
+        "```",
+        method["doc"],
+        "```",
+        "",
+        "```",
+        f"limbeck run {method['slug']}           # the small recipe",
+        f"limbeck run {method['slug']} --help    # every key",
+        "```",
+    ]
+    if method["measured"]:
+        lines += ["", "## Claims", "", *_claims(method["measured"]), "", *_arms(method["measured"])]
+    lines += ["", "## Recipes"]
+    for name, text in method["recipes"].items():
+        lines += ["", f"`{name}.yaml`", "", "```yaml", text.rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _claims(measured: Mapping[str, Any]) -> list[str]:
+    lines = ["| claim | kind | difference, 95% interval | outcome |", "|---|---|---|---|"]
+    for claim in measured["claims"]:
+        outcome = {"report": "reported"}.get(claim["kind"], "holds" if claim["holds"] else "**does not hold**")
+        lines.append(f"| {claim['text']} | {claim['kind']} | {_difference(claim)} | {outcome} |")
+    return [
+        *lines,
+        "",
+        f"Paired differences over {len(measured['claims'][0]['seeds'])} fresh seeds, last update; "
+        f"{measured['tuning']['trials']} tuning trials an arm on the {measured['tuning']['metric']}; "
+        f"{measured['budget']['rule']}. Measured by `limbeck verify {measured['slug']}` with torch "
+        f"{measured['versions']['torch']}.",
+        "",
+        measured["finding"],
+    ]
+
+
+def _arms(measured: Mapping[str, Any]) -> list[str]:
+    names = ["accuracy", "nll", "ece", "scaled/nll", "scaled/ece"]
+    lines = ["| arm | " + " | ".join(names) + " | tuned to |", "|---" * (len(names) + 2) + "|"]
+    for arm, metrics in measured["arms"].items():
+        cells = []
+        for name in names:
+            values = [value * (100 if name in FRACTIONS else 1) for value in metrics[name]]
+            unit = "%" if name in FRACTIONS else ""
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            digits = 1 if unit else 3
+            cells.append(f"{statistics.fmean(values):.{digits}f}{unit} ± {spread:.{digits}f}")
+        chosen = ", ".join(f"{key} {value}" for key, value in measured["tuning"]["chosen"][arm].items())
+        lines.append(f"| {arm} | " + " | ".join(cells) + f" | {chosen} |")
+    return lines
+
+
+def main() -> int:
+    """Write the pages, or say which are out of date."""
+    parser = argparse.ArgumentParser(description="Write what is generated.")
+    parser.add_argument("--check", action="store_true", help="only say what is out of date")
+    check = parser.parse_args().check
+    old = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in old:
+        print(f"{'out of date' if check else 'wrote'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(pages()[path], encoding="utf-8")
+    return int(check and bool(old))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""What every method promises when it is trained. A new slug of the index is tested without a line written here."""
+
+import copy
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from limbeck import models
+from limbeck.methods.index import METHODS
+from limbeck.recipe import block_kinds, method_class, read, resolve
+from limbeck.stages.evaluation import predict_logits, quality
+from limbeck.stages.fit import Fit, digest
+from limbeck.stages.objective import Batch
+from limbeck.verbs.run import Run, run
+from tests.contract.training import (
+    EVERY,
+    SEED,
+    UPDATES,
+    KillAt,
+    Killed,
+    Trained,
+    different,
+    small_recipe,
+    train,
+    weights,
+    with_other_hidden_labels,
+)
+
+WITH_TEACHER = [slug for slug, row in METHODS.items() if "teacher" in block_kinds(method_class(slug)).values()]
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def slug(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(slug: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """One run, driven stage by stage."""
+    return train(small_recipe(slug), tmp_path_factory.mktemp(slug))
+
+
+@pytest.fixture(scope="module")
+def again(slug: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same, through the verb that users call."""
+    return run(small_recipe(slug), seed=SEED, out=tmp_path_factory.mktemp(f"{slug}-again"), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def killed(slug: str, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed in the middle of its last stage."""
+    folder = tmp_path_factory.mktemp(f"{slug}-killed")
+    with pytest.raises(Killed):
+        train(
+            small_recipe(slug, checkpoint_seconds=0.0),
+            folder,
+            reporter=KillAt(UPDATES // 2, stage=len(trained.stages)),
+        )
+    return folder
+
+
+def test_learns(trained: Trained) -> None:
+    data = trained.last.data
+    metric, better = trained.last.objective.progress
+    untrained = trained.before[trained.last.name].student
+    before, after = (quality(predict_logits(m, data.validation))[metric] for m in (untrained, trained.model))
+    assert after > before if better == "higher" else after < before
+
+
+def test_same_seed_same_weights(trained: Trained, again: Run) -> None:
+    assert not different(weights(trained.model), weights(again.model))
+    # Of every stage, the teacher's included.
+    for stage in trained.stages:
+        other = again.folder / stage.name / "model" / "model.safetensors"
+        assert (trained.folder / stage.name / "model" / "model.safetensors").read_bytes() == other.read_bytes()
+
+
+def test_other_seed_other_weights(slug: str, trained: Trained, tmp_path: Path) -> None:
+    other = train(small_recipe(slug), tmp_path, seed=SEED + 1)
+    names = {name for name, value in trained.model.named_parameters() if value.requires_grad}
+    assert names <= set(different(weights(other.model), weights(trained.model)))
+
+
+def test_saved_student_predicts_the_same(trained: Trained) -> None:
+    loaded = models.load(trained.folder / trained.last.name / "model")
+    assert not different(weights(loaded), weights(trained.model))
+    data = trained.last.data.test
+    assert torch.equal(predict_logits(loaded, data).logits, predict_logits(trained.model, data).logits)
+
+
+def test_hidden_labels_are_not_read(slug: str, trained: Trained, tmp_path: Path) -> None:
+    for stage in trained.stages:
+        assert stage.data.train.hidden_labels is not None
+        assert not torch.equal(stage.data.train.hidden_labels, stage.data.train.labels)
+    assert trained.last.data.unlabeled is not None
+    other = train(small_recipe(slug), tmp_path, data=with_other_hidden_labels)
+    assert not different(weights(other.model), weights(trained.model))
+
+
+@pytest.mark.parametrize("slug", WITH_TEACHER, indirect=True, scope="module")
+def test_frozen_teachers_stay_outside(trained: Trained, killed: Path) -> None:
+    objective, before = trained.last.objective, trained.before[trained.last.name]
+    assert objective.teachers()
+    optimised = {id(p) for group in objective.parameter_groups().values() for p in group}
+    checkpoint = torch.load(killed / trained.last.name / "checkpoint.pt", weights_only=True)
+    for name, teacher in objective.teachers().items():
+        assert digest(teacher) == digest(before.teachers()[name])
+        assert not any(module.training for module in teacher.modules())
+        for parameter in teacher.parameters():
+            assert parameter.grad is None
+            assert not parameter.requires_grad
+            assert id(parameter) not in optimised
+        assert not [key for key in objective.state_dict() if key.startswith(f"{name}.")]
+        assert not [key for key in checkpoint["objective"] if key.startswith(f"{name}.")]
+
+
+def test_checkpoint_holds_what_trains(trained: Trained, killed: Path) -> None:
+    checkpoint = torch.load(killed / trained.last.name / "checkpoint.pt", weights_only=True)
+    objective = trained.last.objective
+    assert checkpoint["update"] == UPDATES // 2 - 1
+    assert checkpoint["objective"].keys() == objective.state_dict().keys()
+    for name, group in objective.parameter_groups().items():
+        parameters = list(group)
+        assert all(p.requires_grad for p in parameters)
+        (stored,) = checkpoint[f"optimizer_{name}"]["param_groups"]
+        assert len(stored["params"]) == len(parameters)
+
+
+def test_killed_run_ends_with_the_same_weights(slug: str, trained: Trained, killed: Path) -> None:
+    resumed = train(small_recipe(slug), killed)
+    assert not different(weights(resumed.model), weights(trained.model))
+    assert not different(weights(resumed.last.objective), weights(trained.last.objective))
+
+
+def test_bf16_stays_finite(slug: str, tmp_path: Path) -> None:
+    half = train(small_recipe(slug, updates=10, log_every=1, precision="bf16-mixed"), tmp_path)
+    assert all(bool(value.isfinite().all()) for value in weights(half.last.objective).values())
+    for stage in half.stages:
+        losses = [value for _, name, value in _log(half, stage) if name.startswith("loss")]
+        assert len(losses) >= 10
+        assert all(math.isfinite(value) for value in losses)
+
+
+def test_every_term_of_the_loss_is_logged(trained: Trained) -> None:
+    for stage in trained.stages:
+        # On a copy: reading a batch moves the statistics of batch normalisation.
+        terms = copy.deepcopy(stage.objective).terms(_first_batch(stage))
+        parts = {f"loss/{name}" for name in terms} if len(terms) > 1 else set()
+        rows = list(_log(trained, stage))
+        updates = {update for update, _, _ in rows}
+        assert updates == set(range(EVERY, UPDATES + 1, EVERY))
+        for update in updates:
+            row = {name: value for at, name, value in rows if at == update}
+            assert {name for name in row if name.startswith("loss")} == {"loss", *parts}
+            if parts:
+                # Means of float32 values over a window: rounding grows with the largest of them.
+                size = max(abs(row[name]) for name in parts)
+                assert sum(row[name] for name in parts) == pytest.approx(row["loss"], abs=1e-6 * len(parts) * size)
+
+
+def test_recipe_of_a_run_runs_again(slug: str, trained: Trained, again: Run, tmp_path: Path) -> None:
+    written = read(again.folder.parent / f"seed-{SEED}")
+    assert written == small_recipe(slug)
+    assert resolve(written) == written
+    third = run(again.folder / "recipe.yaml", seed=SEED, out=tmp_path, quiet=True)
+    assert third.folder.parent.name == again.folder.parent.name
+    assert not different(weights(third.model), weights(trained.model))
+
+
+def _first_batch(stage: Fit) -> Batch:
+    streams = stage.objective.streams(stage.data, stage.settings.batch_size, SEED)
+    if isinstance(streams, dict):
+        return {name: stream.batch(0) for name, stream in streams.items()}  # type: ignore[misc]
+    return streams.batch(0)
+
+
+def _log(trained: Trained, stage: Fit) -> Iterator[tuple[int, str, float]]:
+    """(update, name, value) of the training rows."""
+    with (trained.folder / stage.name / "metrics.csv").open(newline="", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            if row["split"] == "train":
+                yield int(row["update"]), row["name"], float(row["value"])
