@@ -27,9 +27,11 @@ from limbeck.data.samples import ImageData, Samples
 from limbeck.data.stream import Stream
 from limbeck.methods.classification.kd import KD
 from limbeck.models import build
-from limbeck.stages.fit import Fit, _Checkpoint, _fabric
+from limbeck.stages.checkpoint import Checkpoint
+from limbeck.stages.fit import Fit
 from limbeck.stages.log import Log
 from limbeck.stages.objective import Batch
+from limbeck.stages.processes import make_fabric
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Context, versions
 from limbeck.teachers.frozen import Frozen
@@ -58,9 +60,10 @@ def checkpoint_seconds(student: nn.Module, teacher: nn.Module, data: ImageData, 
     objective = KD(student, Frozen(teacher, classes=data.classes))
     with tempfile.TemporaryDirectory() as folder:
         work = Fit("fit", objective, data, fit)
-        engine, streams, _ = work._set_up(_fabric(fit), seed=0)
+        engine, streams, _ = work._set_up(make_fabric(fit), seed=0)
         engine.update(streams[""].batch(0))
-        checkpoint = _Checkpoint(Path(folder) / "checkpoint.pt", engine, Log(Path(folder), 50, []))
+        log = Log(Path(folder), engine.fabric, [])
+        checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", engine, log, objective)
         times = []
         for _ in range(5):
             begin = time.perf_counter()

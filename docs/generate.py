@@ -1,7 +1,7 @@
 """Write what is generated: README's table of methods, docs/methods/SLUG.md, the code shown in CONTRIBUTING.
 
-    python docs/generate.py            # write
-    python docs/generate.py --check    # exit 1 where something is out of date
+python docs/generate.py            # write
+python docs/generate.py --check    # exit 1 where something is out of date
 """
 
 import argparse
@@ -72,7 +72,8 @@ def _table() -> str:
         claim = "a baseline: claims nothing" if measured is None else _claim(measured["claims"][0])
         paper = f"{row['paper']} ([{row['arxiv']}](https://arxiv.org/abs/{row['arxiv']}))"
         evidence = "-" if measured is None and row["kind"] == "baseline" else row["evidence"]
-        lines.append(f"| [`{row['slug']}`](docs/methods/{row['slug']}.md) | {paper} | {row['task']} | {evidence} | {claim} |")
+        page = f"[`{row['slug']}`](docs/methods/{row['slug']}.md)"
+        lines.append(f"| {page} | {paper} | {row['task']} | {evidence} | {claim} |")
     return "\n".join(lines)
 
 

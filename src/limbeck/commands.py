@@ -41,6 +41,7 @@ def _show(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from limbeck.stages.stage import is_first_process
     from limbeck.verbs.run import dry_run, run
 
     _refuse_reserved(run, overrides)
@@ -63,6 +64,8 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
         quiet=arguments.quiet,
         **overrides,
     )
+    if not is_first_process():
+        return
     show.metrics({"student": done.metrics} | show.teacher(done.metrics))
     print(f"model: {done.folder / done.result['stage'] / 'model'}")
     if not arguments.no_report:

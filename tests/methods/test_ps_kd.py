@@ -64,7 +64,7 @@ def test_equation_and_gradient(z: Floats, before: Floats, labels: list[int], alp
 
 
 def test_worked_example() -> None:
-    """The card's: alpha 0.4 is epoch 5 of 10 at alpha_T 0.8."""
+    """A worked example: alpha 0.4 is epoch 5 of 10 at alpha_T 0.8."""
     past, p = np.array([[0.2, 0.5, 0.3]]), np.array([[0.25, 0.6, 0.15]])
     objective = PSKD(Table(np.log(p)), alpha_T=0.8)
     objective.begin(plan(1, 3, epochs=10))
@@ -123,7 +123,7 @@ def test_extreme_logits() -> None:
 
 @pytest.mark.parametrize("epochs", [300, 300 - 48 / 50_000])
 def test_alpha_of_an_epoch(epochs: float) -> None:
-    """The card's values, also where whole batches leave the last epoch unfinished."""
+    """The schedule's values by hand, also where whole batches leave the last epoch unfinished."""
     objective = PSKD(Table([[0.0, 1.0]]), alpha_T=0.8)
     objective.begin(plan(1, 2, epochs=epochs, updates=1000))
     found = objective.alpha(torch.tensor([0, 149, 299]))

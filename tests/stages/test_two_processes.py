@@ -20,8 +20,9 @@ from limbeck.methods.classification.kd import KD
 from limbeck.methods.classification.ps_kd import PSKD
 from limbeck.models import Classifier
 from limbeck.models import load as load_model
-from limbeck.stages.fit import _fabric, digest
+from limbeck.stages.fit import digest
 from limbeck.stages.objective import Batch, Objective, Plan, Terms
+from limbeck.stages.processes import make_fabric
 from limbeck.teachers.frozen import Frozen
 
 from .fits import dying, fit, rows_of, settings, weights_of
@@ -160,13 +161,13 @@ def test_a_batch_that_cannot_be_shared_is_refused(
 
 
 def test_precision_and_strategy_reach_fabric_unchanged(data: ImageData) -> None:
-    fabric = _fabric(settings(precision="bf16-mixed", devices=2, strategy="ddp"))
+    fabric = make_fabric(settings(precision="bf16-mixed", devices=2, strategy="ddp"))
     assert isinstance(fabric.strategy.precision, MixedPrecision)
     assert fabric.strategy.precision.precision == "bf16-mixed"
     assert (type(fabric.strategy), fabric.world_size) == (DDPStrategy, 2)
     strategy = DDPStrategy(static_graph=True)
     how = settings(devices=2, strategy=strategy)
-    assert _fabric(how).strategy is strategy
+    assert make_fabric(how).strategy is strategy
     assert how.plain()["strategy"] == "DDPStrategy"
     assert settings().plain()["strategy"] == "auto"
 

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from limbeck.metrics.intervals import student_interval
+
 NOTHING = "\u2013"  # what stands in a cell without a number
 
 
@@ -109,14 +111,9 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float] | None:
     """The 95% Student t interval of a mean paired difference; None below two finite, differing values."""
     if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return None
-    deviation = statistics.stdev(differences)
-    if deviation == 0:  # equal differences come from a copied result, and say nothing about the spread
+    if len(set(differences)) == 1:  # equal differences come from a copied result, and say nothing about the spread
         return None
-    from scipy.stats import t
-
-    mean = statistics.fmean(differences)
-    half = float(t.ppf(0.975, len(differences) - 1)) * deviation / math.sqrt(len(differences))
-    return mean - half, mean + half
+    return student_interval(differences)
 
 
 def _si(value: float, digits: int) -> str:

@@ -11,24 +11,45 @@ from limbeck.errors import LimbeckError
 from limbeck.stages.engine import Engine
 from limbeck.stages.files import write_atomically
 from limbeck.stages.log import Log
+from limbeck.stages.objective import Objective
+from limbeck.stages.sharded import WholeObjective, WholeOptimizer, is_sharded
 
 _UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
 
 class Checkpoint:
-    """The state of a fit between two updates, replaced atomically."""
+    """The state of a fit between two updates, replaced atomically.
 
-    def __init__(self, path: Path, engine: Engine, log: Log) -> None:
+    Args:
+        path: the file.
+        engine: what trains.
+        log: its unfinished window belongs to the state.
+        whole: the objective that is measured; it is what trains itself, unless that is sharded.
+    """
+
+    def __init__(self, path: Path, engine: Engine, log: Log, whole: Objective) -> None:
         self.path = path
         self.engine = engine
         self.log = log
+        self.sharded: WholeObjective | None = None
+        if is_sharded(engine.fabric):
+            self.sharded = WholeObjective(engine.sharded_module, engine.objective, whole)
 
     def _stateful(self) -> dict[str, Any]:
+        engine = self.engine
+        optimizers: dict[str, Any] = engine.optimizers
+        if self.sharded:
+            optimizers = {n: WholeOptimizer(self.sharded.module, o) for n, o in engine.optimizers.items()}
         return {
-            "objective": self.engine.objective,
-            **{f"optimizer_{name}": value for name, value in self.engine.optimizers.items()},
-            "precision": self.engine.fabric.strategy.precision,  # the loss scale of 16-mixed
+            "objective": self.sharded or engine.objective,
+            **{f"optimizer_{name}": value for name, value in optimizers.items()},
+            "precision": engine.fabric.strategy.precision,  # the loss scale of 16-mixed
         }
+
+    def gather(self) -> None:
+        """Bring the objective that is measured up to date on the first process."""
+        if self.sharded:
+            self.sharded.gather()
 
     def agreed(self, due: bool, asked: bool, update: int) -> tuple[bool, bool]:
         """Whether all processes save and stop: the first one's clock decides, any one may be interrupted."""
@@ -50,8 +71,9 @@ class Checkpoint:
         """
         self.check(update)
         fabric = self.engine.fabric
-        if fabric.global_rank == 0:
+        if fabric.global_rank == 0 or self.sharded:  # shards are gathered from all
             state = {name: part.state_dict() for name, part in self._stateful().items()}
+        if fabric.global_rank == 0:
             buffer = io.BytesIO()  # torch.save into a file hides why the disk refused
             torch.save({**state, "update": update, "seconds": seconds, "log": self.log.state()}, buffer)
             write_atomically(self.path, lambda part: part.write_bytes(buffer.getbuffer()))
@@ -64,12 +86,15 @@ class Checkpoint:
             LimbeckError: one of them is not.
         """
         self.log.check()
-        for name, weight in self.engine.objective.named_parameters():
-            if weight.requires_grad and not bool(weight.isfinite().all()):
-                raise LimbeckError(
-                    f"the weight {name} became NaN or infinite by update {update}; the last good state is kept. "
-                    "Lower the learning rate or set fit.clip_grad_norm."
-                )
+        weights = self.engine.objective.named_parameters()
+        broken = next((n for n, w in weights if w.requires_grad and not bool(w.isfinite().all())), None)
+        if self.sharded:
+            broken = self.sharded.agreed(broken)
+        if broken is not None:
+            raise LimbeckError(
+                f"the weight {broken} became NaN or infinite by update {update}; the last good state is kept. "
+                "Lower the learning rate or set fit.clip_grad_norm."
+            )
 
     def restore(self) -> tuple[int, float]:
         """Go back to the last checkpoint: (updates done, seconds spent); (0, 0) where there is none."""

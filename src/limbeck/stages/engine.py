@@ -7,8 +7,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
 
+from limbeck.errors import LimbeckError
 from limbeck.losses.reduction import Mean
 from limbeck.stages.objective import Batch, Objective, Terms
+from limbeck.stages.sharded import is_sharded
 
 
 class Engine:
@@ -43,6 +45,12 @@ class Engine:
         objective = self.module.module
         assert isinstance(objective, Objective)
         return objective
+
+    @property
+    def sharded_module(self) -> nn.Module:
+        """What Fabric's strategy made of the objective."""
+        module: nn.Module = self.module._forward_module
+        return module
 
     def update(self, batch: Batch) -> None:
         """One update of the objective, with everything that belongs to it."""
@@ -103,6 +111,12 @@ class Engine:
                 means = {key: term for key, term in terms.items() if isinstance(term, Mean)}
                 if not means:
                     self.fabric.backward(torch.stack(scalars).sum() / len(parts))
+                elif is_sharded(self.fabric):
+                    raise LimbeckError(
+                        f"fit.accumulate {len(parts)} does not go with FSDP here: {', '.join(means)} of "
+                        f"{type(self.objective).__name__} are means over counts of their own, whose gradients must be "
+                        "kept apart, and shards hold only one; use ddp, or fit.accumulate 1"
+                    )
                 else:
                     totals = {key: term.total for key, term in means.items()}
                     if scalars:

@@ -14,13 +14,11 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors.torch
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 
@@ -39,7 +37,9 @@ from limbeck.stages.files import saving, write_atomically, write_json
 from limbeck.stages.interrupt import Interrupt
 from limbeck.stages.log import Log
 from limbeck.stages.objective import Batch, Objective, Plan
+from limbeck.stages.processes import keep_out_of_ddp, make_fabric
 from limbeck.stages.settings import FitSettings
+from limbeck.stages.sharded import is_sharded, on_first_process, to_shard
 from limbeck.stages.stage import FORMAT_VERSION, Context, is_first_process, source_hash, versions
 
 WITHOUT_EFFECT = ("workers", "log_every", "evaluations", "checkpoint_seconds", "loggers", "accelerator")
@@ -116,7 +116,7 @@ class Fit:
         # The objective only: the data may be large. One process, as nothing is launched.
         alone = dataclasses.replace(self.settings, devices=1, num_nodes=1, strategy="auto")
         twin = Fit(self.name, copy.deepcopy(self.objective), self.data, alone)
-        engine, streams, _ = twin._set_up(_fabric(alone), seed=0)
+        engine, streams, _ = twin._set_up(make_fabric(alone), seed=0)
         begin = 0.0
         for number, batch in enumerate(_batches(streams, 0, updates + 2, engine.fabric, 0)):
             if number == 2:
@@ -126,7 +126,7 @@ class Fit:
 
     def run(self, folder: Path, context: Context) -> None:
         """Train, measure, and save the model, its predictions and ``result.json`` in ``folder``."""
-        fabric = _fabric(self.settings)
+        fabric = make_fabric(self.settings)
         try:
             stopped = fabric.launch(functools.partial(self._train, folder=folder, context=context))
         except ProcessRaisedException as error:
@@ -151,10 +151,11 @@ class Fit:
             )
         )
         objective.train()
-        groups = {name: list(parameters) for name, parameters in objective.parameter_groups().items()}
+        trained = to_shard(objective, settings, fabric) if is_sharded(fabric) else objective
+        groups = {name: list(parameters) for name, parameters in trained.parameter_groups().items()}
         optimizers = {name: settings.make_optimizer(parameters) for name, parameters in groups.items()}
-        _keep_out_of_ddp(objective)
-        module, *wrapped = fabric.setup(objective, *optimizers.values())
+        keep_out_of_ddp(trained)
+        module, *wrapped = fabric.setup(trained, *optimizers.values())
         engine = Engine(
             fabric,
             module,
@@ -183,7 +184,7 @@ class Fit:
         schedule = settings.make_schedule()
         rates = {name: [g["lr"] for g in o.param_groups] for name, o in engine.optimizers.items()}
         log = Log(folder, fabric, list(settings.loggers))
-        checkpoint = Checkpoint(folder / CHECKPOINT, engine, log)
+        checkpoint = Checkpoint(folder / CHECKPOINT, engine, log, objective)
         update, spent = checkpoint.restore()
         samples = _samples(streams)
         if update == 0:
@@ -208,6 +209,7 @@ class Fit:
                     log.flush(update, epoch, {"lr": rate})
                 if update in evaluations and len(self.data.validation):
                     checkpoint.check(update)
+                    checkpoint.gather()
                     log.rows(update, epoch, "validation", self._validation(objective.student, fabric))
                 due = time.perf_counter() - saved > settings.checkpoint_seconds
                 save, stop = checkpoint.agreed(due, interrupt.asked, update)
@@ -218,8 +220,9 @@ class Fit:
                         log.close()
                         return f"{self.name} stopped after update {update} of {total}"
             checkpoint.check(update)
+            checkpoint.gather()
             if fabric.global_rank == 0:
-                self._finish(folder, context, update, time.perf_counter() - begin)
+                self._finish(folder, context, update, time.perf_counter() - begin, fabric.device)
                 log.close()
             fabric.barrier()
         return f"{self.name} is finished" if interrupt.asked else ""
@@ -237,16 +240,19 @@ class Fit:
                 context.reporter.say(f"{self.name}: {name} validation accuracy {values['accuracy']:.3f}{hint}")
 
     def _validation(self, model: nn.Module, fabric: Fabric) -> dict[str, float]:
-        predictions = predict_logits(model, self.data.validation, device=fabric.device)
-        return summary(predictions.logits, predictions.labels)
+        def values() -> dict[str, float]:
+            predictions = predict_logits(model, self.data.validation, device=fabric.device)
+            return summary(predictions.logits, predictions.labels)
 
-    def _finish(self, folder: Path, context: Context, updates: int, seconds: float) -> None:
+        return on_first_process(fabric, values) if is_sharded(fabric) else values()
+
+    def _finish(self, folder: Path, context: Context, updates: int, seconds: float, device: torch.device) -> None:
         with saving(folder / "model"):
             save(self.objective.student, folder / "model")
-        metrics, predictions = measure(self.objective.student, self.data)
+        metrics, predictions = measure(self.objective.student, self.data, device=device)
         tensors = {"logits": predictions.logits, "label": predictions.labels, "index": predictions.indices}
         for name, teacher in self.objective.teachers().items():
-            of_teacher, predictions = measure(teacher, self.data)
+            of_teacher, predictions = measure(teacher, self.data, device=device)
             tensors[f"{name}_logits"] = predictions.logits
             metrics |= {f"{name}/{key}": value for key, value in of_teacher.items()}
         classes = {"classes": json.dumps(list(self.data.classes))}
@@ -271,25 +277,6 @@ class Fit:
                 "versions": versions(),
             },
         )
-
-
-def _fabric(settings: FitSettings) -> Fabric:
-    try:
-        fabric = Fabric(
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            num_nodes=settings.num_nodes,
-            strategy=settings.strategy,
-            precision=cast("Any", settings.precision),
-        )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise LimbeckError(f"fit: {' '.join(str(error).split())}") from error
-    if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy):
-        raise LimbeckError(
-            f"fit.strategy {settings.strategy!r} cuts the weights up among processes, and averages of weights and "
-            "measurements in the middle of training need them whole; use ddp"
-        )
-    return fabric
 
 
 def _streams(objective: Objective, data: ImageData, settings: FitSettings, seed: int) -> dict[str, Stream]:
@@ -320,17 +307,6 @@ def _seed_update(seed: int, update: int, fabric: Fabric) -> None:
         torch.default_generator.manual_seed(number)
     else:
         torch.manual_seed(number)
-
-
-def _keep_out_of_ddp(objective: Objective) -> None:
-    """Frozen teachers and per-sample memories are equal on all processes without being broadcast."""
-    names = [
-        f"{prefix}.{name}" if name else prefix
-        for prefix, module in objective.named_modules()
-        if getattr(module, "synchronised", True) is False
-        for name in [n for n, _ in module.named_parameters()] + [n for n, _ in module.named_buffers()]
-    ]
-    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, names)
 
 
 def digest(module: nn.Module) -> str:

@@ -1,15 +1,13 @@
 """``compare``: several arms, the same seeds, paired differences with their intervals."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from limbeck.errors import LimbeckError
+from limbeck.metrics.intervals import student_interval
 from limbeck.recipe import Recipe, overlay, read_yaml
 from limbeck.signature import refuse_unknown
 from limbeck.stages.files import locked, write_json
@@ -188,11 +186,8 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dic
     ``low`` and ``high`` are None with fewer than two seeds: one pair says nothing about spread.
     """
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return {"mean": mean, "low": None, "high": None}
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    low, high = student_interval(differences) or (None, None)
+    return {"mean": statistics.fmean(differences), "low": low, "high": high}
 
 
 def _by_metric(results: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:

@@ -1,0 +1,46 @@
+"""Lightning Fabric as the settings ask for it, and what several processes need not exchange."""
+
+from typing import Any, cast
+
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from limbeck.errors import LimbeckError
+from limbeck.stages.settings import FitSettings
+
+
+def make_fabric(settings: FitSettings) -> Fabric:
+    """Fabric with the settings as they are.
+
+    Raises:
+        LimbeckError: Fabric refuses them, or the strategy is one that objectives cannot be trained with.
+    """
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=cast("Any", settings.precision),
+        )
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+        raise LimbeckError(f"fit: {' '.join(str(error).split())}") from error
+    if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy):
+        raise LimbeckError(
+            f"fit.strategy {settings.plain()['strategy']!r} cuts the weights up among processes in a way from which "
+            "they cannot be gathered in the middle of training; use ddp, or fsdp where one device cannot hold them"
+        )
+    return fabric
+
+
+def keep_out_of_ddp(objective: nn.Module) -> None:
+    """Frozen teachers and per-sample memories are equal on all processes without being broadcast."""
+    names = [
+        f"{prefix}.{name}" if name else prefix
+        for prefix, module in objective.named_modules()
+        if getattr(module, "synchronised", True) is False
+        for name in [n for n, _ in module.named_parameters()] + [n for n, _ in module.named_buffers()]
+    ]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, names)
