@@ -168,6 +168,7 @@ class Fit:
     def _train(self, fabric: Fabric, folder: Path, context: Context) -> str:
         """The work of one process; returns where it was stopped, or nothing."""
         settings, objective = self.settings, self.objective
+        fabric.barrier()  # all are connected before one of them may refuse the work and leave
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() != fabric.world_size:
             raise LimbeckError(
                 f"{self.name} asks for {fabric.world_size} processes, but an earlier stage of this command started "
