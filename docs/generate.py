@@ -72,6 +72,9 @@ def _table() -> str:
         claim = "a baseline: claims nothing" if measured is None else _claim(measured["claims"][0])
         paper = f"{row['paper']} ([{row['arxiv']}](https://arxiv.org/abs/{row['arxiv']}))"
         evidence = "-" if measured is None and row["kind"] == "baseline" else row["evidence"]
+        if measured is not None:
+            tested = [claim for claim in measured["claims"] if claim["kind"] != "report"]
+            evidence += f": {sum(claim['holds'] for claim in tested)} of {len(tested)} claims hold"
         page = f"[`{row['slug']}`](docs/methods/{row['slug']}.md)"
         lines.append(f"| {page} | {paper} | {row['task']} | {evidence} | {claim} |")
     return "\n".join(lines)
