@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import Precision
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
 
@@ -38,6 +39,9 @@ class Engine:
         self.accumulate = accumulate
         self.clip_grad_norm = clip_grad_norm
         self.values: dict[str, Tensor] = {}
+        # In full precision on one device Fabric's wrappers change nothing and cost more than a small loss.
+        self.plain = module._forward_module is module.module and type(fabric.strategy.precision) is Precision
+        self.call = module.module if self.plain else module
 
     @property
     def objective(self) -> Objective:
@@ -74,10 +78,10 @@ class Engine:
             )
             if norm is not None:
                 self.values["gradient_norm" + ("" if optimizer == "main" else f"/{optimizer}")] = norm.detach()
-        stepper.step()
+        (stepper.optimizer if self.plain else stepper).step()
 
     def _whole(self, batch: Batch, name: str) -> None:
-        terms: Terms = self.module(batch, name)
+        terms: Terms = self.call(batch, name)
         values = [self._local_share(term) for term in terms.values()]
         loss = sum(values[1:], values[0])
         self._record(dict(zip(terms, values, strict=True)), loss, name)
@@ -106,7 +110,7 @@ class Engine:
             last = number == len(parts) - 1
             # Gradients of sums are added up over the processes below, once their counts are known.
             with self.fabric.no_backward_sync(self.module, enabled=not last or bool(weighed)):
-                terms: Terms = self.module(part, name)
+                terms: Terms = self.call(part, name)
                 scalars = [term for term in terms.values() if isinstance(term, Tensor)]
                 means = {key: term for key, term in terms.items() if isinstance(term, Mean)}
                 if not means:

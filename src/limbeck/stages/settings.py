@@ -1,5 +1,6 @@
 """The settings of one fit, and the blocks it is made of."""
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -91,10 +92,13 @@ class FitSettings:
             return self.updates
         return max(1, int(self.epochs * samples) // self.batch_size)
 
-    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser over ``parameters``."""
+    def make_optimizer(self, parameters: Iterable[nn.Parameter], *, fused: bool = False) -> torch.optim.Optimizer:
+        """The optimiser over ``parameters``; ``fused`` asks for torch's fused kernels unless the settings decide."""
         arguments = dict(self.optimizer)
         make = optimizer_class(arguments.pop("name", ""))
+        decided = any(arguments.get(key) is not None for key in ("fused", "foreach")) or arguments.get("differentiable")
+        if fused and not decided and "fused" in inspect.signature(make).parameters:
+            arguments["fused"] = True
         try:
             optimizer: torch.optim.Optimizer = make(parameters, **arguments)
         except (TypeError, ValueError) as error:
