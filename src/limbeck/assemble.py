@@ -8,26 +8,26 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from limbeck.data.data import Data
 from limbeck.data.load import load
 from limbeck.data.random import derive
-from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
-from limbeck.methods.method import Method, Ready, SingleFit
+from limbeck.methods.method import Method, Nested, Ready, SingleFit
 from limbeck.models import Classifier, build
+from limbeck.models.classifier import ImageTask
+from limbeck.models.model import Model
 from limbeck.recipe import block_kinds, method_class, read
 from limbeck.stages.objective import Objective
 from limbeck.stages.settings import FitSettings
 
 
-def assemble(
-    recipe: Mapping[str, Any], seed: int, prefix: str = "", opened: dict[str, ImageData] | None = None
-) -> Method:
+def assemble(recipe: Mapping[str, Any], seed: int, prefix: str = "", opened: dict[str, Data] | None = None) -> Method:
     """The method of a resolved recipe; its data are opened, its models are made when they are needed.
 
     Args:
         recipe: as :func:`limbeck.recipe.resolve` returns it.
         seed: decides splits and first weights.
-        prefix: goes before the names of the stages.
+        prefix: where the recipe is nested in another one, which decides its first weights.
         opened: data that are open already, by their blocks.
 
     Raises:
@@ -36,29 +36,31 @@ def assemble(
     opened = {} if opened is None else opened
     cls = method_class(recipe["method"])
     arguments: dict[str, Any] = {key: value for key, value in recipe.items() if key != "method"}
-    models: dict[str, Callable[[], Classifier]] = {}
+    models: dict[str, Callable[[], Model]] = {}
     teachers: dict[str, Method] = {}
     kinds = block_kinds(cls)
     data_blocks = {name: _data(recipe[name], seed, opened) for name, kind in kinds.items() if kind == "data"}
     data = next(iter(data_blocks.values()))
     for name, kind in kinds.items():
         block = arguments.pop(name)
+        if block is None:
+            continue
         if kind == "model":
             models[name] = functools.partial(_model, block, data, derive(seed, prefix + name))
         elif kind == "teacher" and isinstance(block, Mapping) and "method" in block:
-            teachers[name] = assemble(block, seed, f"{prefix}{name}-", opened)
+            teachers[name] = Nested(name, assemble(block, seed, f"{prefix}{name}-", opened))
         elif kind == "teacher":
             teachers[name] = Ready(_model(block, data, derive(seed, prefix + name)))
         elif kind == "fit":
             arguments[name] = block if isinstance(block, FitSettings) else FitSettings(**block)
     if issubclass(cls, Objective):
         fit = arguments.pop("fit")
-        return SingleFit(cls, arguments, models, teachers, data, fit, prefix)
+        return SingleFit(cls, arguments, models, teachers, data, fit)
     made = {name: make() for name, make in models.items()}
     return cast("Method", cls(**made, **teachers, **data_blocks, **arguments))
 
 
-def load_data(folder: Path) -> ImageData:
+def load_data(folder: Path) -> Data:
     """The data that the run of one seed was made with.
 
     Args:
@@ -74,8 +76,8 @@ def load_data(folder: Path) -> ImageData:
     return _data(block, int(folder.name.removeprefix("seed-")), {})
 
 
-def _data(block: Any, seed: int, opened: dict[str, ImageData]) -> ImageData:
-    if isinstance(block, ImageData):
+def _data(block: Any, seed: int, opened: dict[str, Data]) -> Data:
+    if isinstance(block, Data):
         return block
     if not isinstance(block, Mapping):
         raise LimbeckError(
@@ -88,10 +90,12 @@ def _data(block: Any, seed: int, opened: dict[str, ImageData]) -> ImageData:
     return opened[key]
 
 
-def _model(block: Any, data: ImageData, seed: int) -> Classifier:
-    if isinstance(block, Classifier):
+def _model(block: Any, data: Data, seed: int) -> Model:
+    if isinstance(block, Model):
         return block
     if isinstance(block, nn.Module):
+        if not isinstance(data.task, ImageTask) or not data.classes:
+            raise LimbeckError(f"{type(block).__name__} is no limbeck Model: wrap it in the one of its task")
         return Classifier(block, data.classes, channels=data.task.channels)
     arguments = dict(block)
     with torch.random.fork_rng(devices=[]):

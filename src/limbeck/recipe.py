@@ -7,6 +7,7 @@ inherits the data and the fit of the method it teaches, except for what it sets 
 """
 
 import importlib
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -171,15 +172,19 @@ def method_class(slug: str) -> type:
 
 def block_kinds(cls: type) -> dict[str, str]:
     """Which arguments of a method are blocks: name -> model, teacher, data or fit."""
-    from limbeck.data.samples import ImageData
-    from limbeck.models.classifier import Classifier
+    from limbeck.data.data import Data
+    from limbeck.models.model import Model
     from limbeck.stages.objective import Objective
     from limbeck.stages.settings import FitSettings
     from limbeck.teachers.frozen import Frozen
 
-    kinds = {Classifier: "model", Frozen: "teacher", ImageData: "data", FitSettings: "fit"}
-    hints = typing.get_type_hints(vars(cls)["__init__"])
-    found = {name: kinds[hint] for name, hint in hints.items() if isinstance(hint, type) and hint in kinds}
+    kinds = {Model: "model", Frozen: "teacher", Data: "data", FitSettings: "fit"}
+    found = {}
+    for name, hint in typing.get_type_hints(vars(cls)["__init__"]).items():
+        hint = next((part for part in typing.get_args(hint) if part is not type(None)), hint)  # X | None
+        kind = next((kind for base, kind in kinds.items() if isinstance(hint, type) and issubclass(hint, base)), None)
+        if kind is not None:
+            found[name] = kind
     if issubclass(cls, Objective):
         found |= {"data": "data", "fit": "fit"}
     return found
@@ -208,6 +213,10 @@ def resolve(recipe: Mapping[str, Any], inherited: Mapping[str, Any] | None = Non
             raise LimbeckError(f"{where}{name} is {value!r}; it must be a mapping, such as {{epochs: 5}}")
         if kind in ("data", "fit") and not live(value):
             value = _inherit(base.get(name, {}), value, name, where)
+        parameter = inspect.signature(cls).parameters.get(name)
+        if value is None and parameter is not None and parameter.default is None:
+            resolved[name] = None  # the method can do without it
+            continue
         if value is None:
             raise LimbeckError(f"{where}{name} is missing: {recipe['method']} needs a {kind} there")
         resolved[name] = value if live(value) else _resolve_block(kind, name, value, where + name, resolved)
@@ -243,7 +252,7 @@ def _resolve_block(kind: str, name: str, value: Any, path: str, outer: Recipe) -
     if not isinstance(named, str):
         raise LimbeckError(f"{path}.name is {named!r}; it must name {_KINDS[kind]}. Known: {', '.join(known)}")
     if kind == "data":
-        functions, skip = data_functions(named), set()
+        functions, skip = data_functions(named), {"seed"}
     else:
         _refuse_no_model(kind, named, path, known)
         functions, skip = [model_function(named)], {"task", "num_classes"}
@@ -302,15 +311,16 @@ def _try_optimizer(settings: "FitSettings") -> None:
 
 
 def data_functions(name: str) -> list[Callable[..., Any]]:
-    """What takes the arguments of a data block: the source and the splits.
+    """What takes the arguments of a data block: the source, and the splits unless it makes its own.
 
     Raises:
         LimbeckError: unknown source.
     """
-    from limbeck.data.load import source_function
+    from limbeck.data.load import makes_splits, source_function
     from limbeck.data.splits import Split
 
-    return [source_function(name), Split]
+    source = source_function(name)
+    return [source] if makes_splits(source) else [source, Split]
 
 
 def model_function(name: str) -> Callable[..., Any]:

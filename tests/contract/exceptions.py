@@ -2,8 +2,31 @@
 
 from limbeck.methods.index import Method
 
-EXCEPTIONS: dict[str, dict[str, str]] = {}
-"""Name of a contract test -> task of the methods it cannot hold for -> the reason, which pytest shows."""
+_NO_OBJECTIVE = "clients take plain steps of SGD: there is no objective, no frozen teacher and no precision to choose"
+
+_STREAM = "a stream is answered, not fitted: tests/stages/test_stream.py and the tests of each adapter hold for it"
+
+EXCEPTIONS: dict[str, dict[str, str]] = {
+    "test_hidden_labels_are_not_read": {
+        **dict.fromkeys(("sft", "lm-kd", "taid"), "text carries no hidden labels"),
+        "diffusion": "points carry no labels",
+    },
+    "test_learns": {
+        "adaptation": _STREAM,
+        "dmd2": "the critic starts as the teacher, so 40 updates show nothing; tests/methods/test_dmd2.py trains longer",
+    },
+    "test_frozen_teachers_stay_outside": {
+        "adaptation": _STREAM,
+        "trans-encoder": "teachers write their scores down in stages of their own: none is there in training",
+    },
+    "test_checkpoint_holds_what_trains": {"federated": _NO_OBJECTIVE, "adaptation": _STREAM},
+    "test_bf16_stays_finite": {"federated": _NO_OBJECTIVE},
+    "test_every_term_of_the_loss_is_logged": {
+        "federated": _NO_OBJECTIVE,
+        "dmd2": "it has the terms generator and guidance in place of one; tests/methods/test_dmd2.py holds for them",
+    },
+}
+"""Name of a contract test -> slug or task of the methods it cannot hold for -> the reason, which pytest shows."""
 
 
 def needs_claim(method: Method) -> bool:

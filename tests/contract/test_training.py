@@ -11,11 +11,13 @@ import torch
 
 from limbeck import models
 from limbeck.methods.index import METHODS
+from limbeck.models.model import Model
 from limbeck.recipe import block_kinds, method_class, read, resolve
-from limbeck.stages.evaluation import predict_logits, quality
+from limbeck.stages.evaluation import evaluation
 from limbeck.stages.fit import Fit, digest
 from limbeck.stages.objective import Batch
 from limbeck.verbs.run import Run, run
+from tests.contract.exceptions import EXCEPTIONS
 from tests.contract.training import (
     EVERY,
     SEED,
@@ -24,19 +26,37 @@ from tests.contract.training import (
     Killed,
     Trained,
     different,
+    hidden,
     small_recipe,
     train,
     weights,
     with_other_hidden_labels,
 )
 
-WITH_TEACHER = [slug for slug, row in METHODS.items() if "teacher" in block_kinds(method_class(slug)).values()]
+
+def _there(slug: str) -> bool:  # TEMPORARY: while methods are being written
+    import importlib.util
+
+    return importlib.util.find_spec(METHODS[slug].path.partition(":")[0]) is not None
+
+
+WITH_TEACHER = [slug for slug in METHODS if _there(slug) and "teacher" in block_kinds(method_class(slug)).values()]
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def slug(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
+
+
+@pytest.fixture(autouse=True)
+def _promised(request: pytest.FixtureRequest, slug: str) -> None:
+    """Skip what a kind of method cannot promise, with the reason."""
+    name = request.node.originalname
+    reasons = EXCEPTIONS.get(name, {})
+    reason = reasons.get(slug) or reasons.get(METHODS[slug].task)
+    if reason:
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +79,27 @@ def killed(slug: str, trained: Trained, tmp_path_factory: pytest.TempPathFactory
         train(
             small_recipe(slug, checkpoint_seconds=0.0),
             folder,
-            reporter=KillAt(UPDATES // 2, stage=len(trained.stages)),
+            reporter=KillAt(UPDATES // 2, stage=trained.halves),
         )
     return folder
 
 
 def test_learns(trained: Trained) -> None:
-    data = trained.last.data
-    metric, better = trained.last.objective.progress
-    untrained = trained.before[trained.last.name].student
-    before, after = (quality(predict_logits(m, data.validation))[metric] for m in (untrained, trained.model))
+    last = trained.last if trained.fits else trained.stages[-1]
+    metric, better = last.objective.progress if isinstance(last, Fit) else last.progress  # type: ignore[attr-defined]
+    kept = last.objective.trained() if isinstance(last, Fit) else trained.model
+    before, after = (_validation(trained, m)[metric] for m in (trained.untrained[last.name], kept))
     assert after > before if better == "higher" else after < before
+
+
+def _validation(trained: Trained, model: Model) -> dict[str, float]:
+    return evaluation(model.task).validate(model, trained.data, torch.device("cpu"))
 
 
 def test_same_seed_same_weights(trained: Trained, again: Run) -> None:
     assert not different(weights(trained.model), weights(again.model))
     # Of every stage, the teacher's included.
-    for stage in trained.stages:
+    for stage in trained.fits:
         other = again.folder / stage.name / "model" / "model.safetensors"
         assert (trained.folder / stage.name / "model" / "model.safetensors").read_bytes() == other.read_bytes()
 
@@ -87,17 +111,17 @@ def test_other_seed_other_weights(slug: str, trained: Trained, tmp_path: Path) -
 
 
 def test_saved_student_predicts_the_same(trained: Trained) -> None:
-    loaded = models.load(trained.folder / trained.last.name / "model")
-    assert not different(weights(loaded), weights(trained.model))
-    data = trained.last.data.test
-    assert torch.equal(predict_logits(loaded, data).logits, predict_logits(trained.model, data).logits)
+    last = trained.last if trained.fits else trained.stages[-1]
+    kept = last.objective.trained() if isinstance(last, Fit) else trained.model
+    loaded = models.load(trained.folder / last.name / "model")
+    said = [_validation(trained, model) for model in (loaded, kept)]
+    assert said[0]
+    assert said[0] == said[1]
 
 
 def test_hidden_labels_are_not_read(slug: str, trained: Trained, tmp_path: Path) -> None:
-    for stage in trained.stages:
-        assert stage.data.train.hidden_labels is not None
-        assert not torch.equal(stage.data.train.hidden_labels, stage.data.train.labels)
-    assert trained.last.data.unlabeled is not None
+    data = trained.data
+    assert hidden(data.train) or (data.unlabeled is not None and hidden(data.unlabeled))
     other = train(small_recipe(slug), tmp_path, data=with_other_hidden_labels)
     assert not different(weights(other.model), weights(trained.model))
 
@@ -121,33 +145,34 @@ def test_frozen_teachers_stay_outside(trained: Trained, killed: Path) -> None:
 
 def test_checkpoint_holds_what_trains(trained: Trained, killed: Path) -> None:
     checkpoint = torch.load(killed / trained.last.name / "checkpoint.pt", weights_only=True)
-    objective = trained.last.objective
+    objective = trained.before[trained.last.name]
     assert checkpoint["update"] == UPDATES // 2 - 1
     assert checkpoint["objective"].keys() == objective.state_dict().keys()
     for name, group in objective.parameter_groups().items():
         parameters = list(group)
         assert all(p.requires_grad for p in parameters)
-        (stored,) = checkpoint[f"optimizer_{name}"]["param_groups"]
-        assert len(stored["params"]) == len(parameters)
+        stored = [p for part in checkpoint[f"optimizer_{name}"]["param_groups"] for p in part["params"]]
+        assert len(stored) == len(parameters)
 
 
 def test_killed_run_ends_with_the_same_weights(slug: str, trained: Trained, killed: Path) -> None:
     resumed = train(small_recipe(slug), killed)
     assert not different(weights(resumed.model), weights(trained.model))
-    assert not different(weights(resumed.last.objective), weights(trained.last.objective))
+    if trained.fits:
+        assert not different(weights(resumed.last.objective), weights(trained.last.objective))
 
 
 def test_bf16_stays_finite(slug: str, tmp_path: Path) -> None:
     half = train(small_recipe(slug, updates=10, log_every=1, precision="bf16-mixed"), tmp_path)
     assert all(bool(value.isfinite().all()) for value in weights(half.last.objective).values())
-    for stage in half.stages:
+    for stage in half.fits:
         losses = [value for _, name, value in _log(half, stage) if name.startswith("loss")]
         assert len(losses) >= 10
         assert all(math.isfinite(value) for value in losses)
 
 
 def test_every_term_of_the_loss_is_logged(trained: Trained) -> None:
-    for stage in trained.stages:
+    for stage in trained.fits:
         # On a copy: reading a batch moves the statistics of batch normalisation.
         terms = copy.deepcopy(stage.objective).terms(_first_batch(stage))
         parts = {f"loss/{name}" for name in terms} if len(terms) > 1 else set()

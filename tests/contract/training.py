@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 
 from limbeck.assemble import assemble
-from limbeck.data.samples import ImageData, Samples
-from limbeck.models.classifier import Classifier
+from limbeck.data.data import Data, Records
+from limbeck.models.model import Model
 from limbeck.recipe import Recipe, block_kinds, method_class, overlay, read, resolve
 from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Objective
 from limbeck.stages.progress import Reporter
-from limbeck.stages.stage import Context, Program, drive
+from limbeck.stages.stage import Context, Program, Stage, drive
+from tests.contract import tiny
 
 SEED = 0
-# Some labels are wrong, some samples have none: hidden labels exist in both parts and differ from the labels.
-DATA = {"name": "digits", "labels_per_class": 20, "label_noise": 0.1}
-STUDENT = {"name": "cnn", "width": 4}
 UPDATES, EVERY = 40, 10
 FIT = {"updates": UPDATES, "batch_size": 50, "log_every": EVERY, "evaluations": 2, "accelerator": "cpu"}
 
@@ -36,32 +34,48 @@ class Trained:
         model: the student.
         stages: the stages it went through, in order.
         before: copies of their objectives from before training, by the name of the stage.
+        untrained: copies of the models from before the stages that give models, by the name of the stage.
+        halves: how many times a stage came to update UPDATES // 2.
     """
 
     folder: Path
-    model: Classifier
-    stages: list[Fit] = field(default_factory=list)
+    model: Model
+    stages: list[Stage] = field(default_factory=list)
     before: dict[str, Objective] = field(default_factory=dict)
+    untrained: dict[str, Model] = field(default_factory=dict)
+    halves: int = 0
+
+    @property
+    def fits(self) -> list[Fit]:
+        return [stage for stage in self.stages if isinstance(stage, Fit)]
+
+    @property
+    def data(self) -> Data:
+        """What the last fit worked on, or the last stage where there is none."""
+        found: Data = self.last.data if self.fits else self.stages[-1].data  # type: ignore[attr-defined]
+        return found
 
     @property
     def last(self) -> Fit:
-        return self.stages[-1]
+        return self.fits[-1]
 
 
 def small_recipe(slug: str, **fit: Any) -> Recipe:
     """The method's own small recipe, resolved, with data, models and fits that take a fraction of a second."""
-    return resolve(_shrunk(read(slug, "small"), {**FIT, **fit}))
+    return resolve(_shrunk(read(slug, tiny.RECIPES.get(slug, "small")), {**FIT, **tiny.FITS.get(slug, {}), **fit}))
 
 
 def _shrunk(recipe: Mapping[str, Any], fit: Mapping[str, Any], outermost: bool = True) -> Recipe:
     kinds = block_kinds(method_class(recipe["method"]))
-    shrunk = dict(recipe)
+    shrunk = {**recipe, **tiny.ARGUMENTS.get(recipe["method"], {})}
     for name, kind in kinds.items():
         block = recipe.get(name)
         if kind == "data":
-            view = {"view": block["view"]} if isinstance(block, Mapping) and "view" in block else {}
+            source = block["name"] if isinstance(block, Mapping) and "name" in block else block
             if outermost:
-                shrunk[name] = {**DATA, **view}
+                view = {"view": block["view"]} if isinstance(block, Mapping) and "view" in block else {}
+                stand_in = tiny.DATA.get(str(source))
+                shrunk[name] = dict(stand_in) if stand_in else {**tiny.DIGITS, **view}
             elif isinstance(block, Mapping) and "name" in block:
                 del shrunk[name]  # inherited
         elif kind == "fit":
@@ -69,8 +83,9 @@ def _shrunk(recipe: Mapping[str, Any], fit: Mapping[str, Any], outermost: bool =
             shrunk[name] = {**short, **fit}
         elif kind == "teacher" and isinstance(block, Mapping) and "method" in block:
             shrunk[name] = _shrunk(block, fit, outermost=False)
-        elif kind in ("model", "teacher"):
-            shrunk[name] = dict(STUDENT)
+        elif kind in ("model", "teacher") and block is not None:
+            builder = block["name"] if isinstance(block, Mapping) else block
+            shrunk[name] = dict(tiny.MODELS.get(builder, tiny.CLASSIFIER))
     return shrunk
 
 
@@ -80,7 +95,7 @@ def train(
     *,
     seed: int = SEED,
     reporter: Reporter | None = None,
-    data: Callable[[ImageData], ImageData] | None = None,
+    data: Callable[[Data], Data] | None = None,
 ) -> Trained:
     """Run a resolved recipe in process.
 
@@ -91,30 +106,44 @@ def train(
         reporter: is told of every update.
         data: changes each of the data sets before anything sees them.
     """
-    opened: dict[str, ImageData] = {}
+    opened: dict[str, Data] = {}
     method = assemble(recipe, seed, opened=opened)
     if data is not None:
         method = assemble(recipe, seed, opened={key: data(value) for key, value in opened.items()})
-    context = Context(folder, recipe["method"], seed, reporter=reporter or Reporter(quiet=True))
-    stages: list[Fit] = []
-    before: dict[str, Objective] = {}
-    model = drive(_watched(method.program(), stages, before), context)
-    return Trained(folder, model, stages, before)
+    watch = reporter or Halves()
+    context = Context(folder, recipe["method"], seed, reporter=watch)
+    trained = Trained(folder, None)  # type: ignore[arg-type]
+    trained.model = drive(_watched(method.program(), trained), context)
+    trained.halves = watch.count if isinstance(watch, Halves) else 0
+    return trained
 
 
-def _watched(program: Program, stages: list[Fit], before: dict[str, Objective]) -> Program:
+def _watched(program: Program, trained: Trained) -> Program:
     artefact = None
     while True:
         try:
             stage = program.send(artefact)
         except StopIteration as finished:
             return finished.value
-        assert isinstance(stage, Fit)
-        stages.append(stage)
-        for parameter in stage.objective.parameters():
-            parameter.grad = None  # a teacher may still hold the last gradient of its own training
-        before[stage.name] = copy.deepcopy(stage.objective)
+        trained.stages.append(stage)
+        if isinstance(stage.untrained(), Model):
+            trained.untrained[stage.name] = copy.deepcopy(stage.untrained())
+        if isinstance(stage, Fit):
+            for parameter in stage.objective.parameters():
+                parameter.grad = None  # a teacher may still hold the last gradient of its own training
+            trained.before[stage.name] = copy.deepcopy(stage.objective)
         artefact = yield stage
+
+
+class Halves(Reporter):
+    """Counts how many times a stage came to update UPDATES // 2."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.count = 0
+
+    def advance(self, done: int, loss: float | None) -> None:
+        self.count += done == UPDATES // 2
 
 
 class Killed(BaseException):
@@ -122,7 +151,7 @@ class Killed(BaseException):
 
 
 class KillAt(Reporter):
-    """Ends a run after an update of its ``stage``-th stage (from 1), before that update can be saved."""
+    """Ends a run when its ``stage``-th stage (from 1) to come so far is at an update, before that can be saved."""
 
     def __init__(self, update: int, stage: int = 1) -> None:
         super().__init__(quiet=True)
@@ -134,19 +163,23 @@ class KillAt(Reporter):
             raise Killed
 
 
-def with_other_hidden_labels(data: ImageData) -> ImageData:
-    """The same data with the hidden labels of the training and of the unlabelled samples in another order."""
+def with_other_hidden_labels(data: Data) -> Data:
+    """The same data with all that is hidden of the training and of the unlabelled samples in another order."""
     unlabeled = None if data.unlabeled is None else _reordered(data.unlabeled)
     return dataclasses.replace(data, train=_reordered(data.train), unlabeled=unlabeled)
 
 
-def _reordered(samples: Samples) -> Samples:
-    hidden = samples.hidden_labels
-    assert hidden is not None
-    order = torch.randperm(len(hidden), generator=torch.Generator().manual_seed(1))
-    assert not torch.equal(hidden[order], hidden)
+def hidden(samples: Records) -> dict[str, Tensor]:
+    """What is known of the samples but never trained on."""
+    return {name: value for name, value in vars(samples).items() if name.startswith("hidden_") and value is not None}
+
+
+def _reordered(samples: Records) -> Records:
     twin = copy.copy(samples)
-    twin.hidden_labels = hidden[order]
+    for name, value in hidden(samples).items():
+        order = torch.randperm(len(value), generator=torch.Generator().manual_seed(1))
+        assert not torch.equal(value[order], value)
+        setattr(twin, name, value[order])
     return twin
 
 

@@ -99,6 +99,7 @@ def test_warps_equal_torchvision_but_for_ties(name):
         return reference.affine(
             image, angle=-turn if name == "rotate" else 0.0, translate=[0, 0], scale=1.0,
             shear=shear, interpolation=InterpolationMode.NEAREST, fill=[0.5] * 3,
+            center=None if name == "rotate" else [0.0, 0.0],
         )  # fmt: skip
 
     seen = OPERATIONS[name](x, strength)
@@ -111,6 +112,19 @@ def test_warps_equal_torchvision_but_for_ties(name):
     ]
     # One direction for all of them; pixels that fall between two may be rounded either way.
     assert max(shares) > 0.97
+
+
+@pytest.mark.parametrize(("name", "axis"), [("shear_x", 2), ("shear_y", 3)])
+def test_shears_hold_the_top_left_corner(name, axis):
+    """Pillow's ``AFFINE, (1, v, 0, 0, 1, 0)``: row y is read from ``v (y + 1/2)`` to the right."""
+    x = images(1)[:1, :, :9, :9]
+    row = OPERATIONS[name](x, torch.tensor([0.999])).movedim(axis, 0)[:, 0, 0]
+    for y, got in enumerate(row):
+        shift = math.floor(0.2994 * (y + 0.5) + 0.5)
+        expected = torch.full((9,), 0.5)
+        expected[: 9 - shift] = x.movedim(axis, 0)[y, 0, 0, shift:]
+        # Grey is taken off and added again for the border, which rounds.
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
 def test_middle_strength_of_a_warp_changes_nothing():

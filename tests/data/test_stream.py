@@ -41,14 +41,14 @@ def test_every_epoch_holds_every_sample_once(count, batch, seed):
 @settings(max_examples=30)
 @given(start=st.integers(0, 40), batch=st.integers(1, 25))
 def test_starting_later_skips_batches(start, batch):
-    whole = list(Stream(make(), batch, 3).batches(0, start + 3))
-    resumed = list(Stream(make(), batch, 3).batches(start, start + 3))
+    whole = list(Stream(make(), batch, 3, {"image": "weak"}).batches(0, start + 3))
+    resumed = list(Stream(make(), batch, 3, {"image": "weak"}).batches(start, start + 3))
     assert len(resumed) == 3
     assert all(same(a, b) for a, b in zip(whole[start:], resumed, strict=True))
 
 
 def test_batches_may_be_asked_for_in_any_order():
-    stream = Stream(make(), 4, 0)
+    stream = Stream(make(), 4, 0, {"image": "weak"})
     in_order = list(stream.batches(0, 20))
     for number in (19, 0, 7, 19, 3):
         assert same(stream.batch(number), in_order[number])
@@ -58,7 +58,7 @@ def test_order_depends_on_seed_epoch_and_name():
     samples = make(50)
 
     def order(seed, name, epoch):
-        return Stream(samples, 50, seed, name=name).batch(epoch)["index"].tolist()
+        return Stream(samples, 50, seed, {"image": "weak"}, name=name).batch(epoch)["index"].tolist()
 
     orders = [order(0, "train", 0), order(1, "train", 0), order(0, "unlabeled", 0), order(0, "train", 1)]
     assert len({tuple(found) for found in orders}) == 4
@@ -72,7 +72,7 @@ def test_the_samples_of_a_batch_belong_together():
             assert torch.equal(batch["image"][row], make()[index]["image"])
             assert batch["hidden_label"][row] == index % 3
         assert (batch["label"] == -1).all()
-    assert "hidden_label" not in Stream(make(), 3, 1).batch(0)
+    assert "hidden_label" not in Stream(make(), 3, 1, {"image": "weak"}).batch(0)
 
 
 def test_views_can_be_replayed():
@@ -92,7 +92,7 @@ def test_views_can_be_replayed():
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_share_each_batch(world):
-    stream = Stream(make(), 6, 0)
+    stream = Stream(make(), 6, 0, {"image": "weak"})
     parts = [list(stream.batches(0, 5, rank=rank, world=world)) for rank in range(world)]
     for number, whole in enumerate(stream.batches(0, 5)):
         for rank in range(world):
@@ -101,7 +101,7 @@ def test_ranks_share_each_batch(world):
 
 def test_batches_that_cannot_be_shared_are_refused():
     with pytest.raises(LimbeckError, match="batch of 6 cannot be divided among 4"):
-        Stream(make(), 6, 0).batches(0, 1, rank=0, world=4)
+        Stream(make(), 6, 0, {"image": "weak"}).batches(0, 1, rank=0, world=4)
 
 
 def test_workers_change_nothing():
@@ -127,7 +127,7 @@ def broken(row):
 def test_errors_in_workers_arrive_as_they_are():
     samples = Samples(Lazy(broken, 5, (1, 4, 4), str), torch.zeros(5), ("cat",))
     with pytest.raises(LimbeckError) as caught:
-        list(Stream(samples, 5, 0).batches(0, 2, workers=1))
+        list(Stream(samples, 5, 0, {"image": "weak"}).batches(0, 2, workers=1))
     assert str(caught.value) == "cat/3.jpg: damaged"
 
 

@@ -10,9 +10,11 @@ from limbeck.labels import (
     Labels,
     agreement,
     confidence,
+    confidence_share,
     confident,
     entropy,
     entropy_below,
+    entropy_percentile,
     most_confident,
     top_k,
 )
@@ -82,3 +84,41 @@ def test_labels_without_probabilities_are_refused(labels):
         confidence(labels)
     with pytest.raises(LimbeckError, match="entropy needs class probabilities"):
         entropy_below(labels, 1.0)
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 40), percent=st.sampled_from([0, 12.5, 50, 80, 99, 100]), seed=st.integers(0, 99))
+def test_entropy_percentile_against_numpy(n, percent, seed):
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.randn(n, 4, generator=generator, dtype=torch.float64).softmax(-1)
+    weight = torch.randint(2, (n,), generator=generator).double()
+    kept = entropy_percentile(Labels(p, weight), percent).weights.numpy()
+    values, used = entropy(Labels(p)).numpy(), weight.numpy() > 0
+    limit = np.percentile(values[used], percent) if used.any() else 0.0
+    # Interpolation rounds: what lies on the threshold itself may fall on either side unless it is a value.
+    sure = np.abs(values - limit) > 1e-12
+    np.testing.assert_array_equal(kept[sure], (used & (values <= limit))[sure])
+    if percent == 100:
+        assert kept.tolist() == weight.tolist()
+
+
+def test_entropy_percentile_of_other_entropies():
+    hard = Labels(torch.tensor([[0, 1], [2, 0]]), torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
+    # Of 0.1, 0.4 and 0.7 (0.2 is not in use) the median is 0.4.
+    kept = entropy_percentile(hard, 50, torch.tensor([[0.1, 0.4], [0.2, 0.7]]))
+    assert kept.weights.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    assert kept.target is hard.target
+    with pytest.raises(LimbeckError, match="percent is 101"):
+        entropy_percentile(hard, 101)
+    with pytest.raises(LimbeckError, match=r"entropies have shape \[2\]"):
+        entropy_percentile(hard, 80, torch.zeros(2))
+
+
+def test_confidence_share_is_one_number_for_all():
+    labels = confidence_share(Labels(P, USED), 0.7)
+    # 0.7, 0.4 and 0.9 are in use, two of them reach 0.7.
+    torch.testing.assert_close(labels.weights, USED * 2 / 3)
+    assert labels.target is P
+    assert confidence_share(Labels(P), 1.1).weights.tolist() == [0.0] * 4
+    assert confidence_share(Labels(P, torch.zeros(4)), 0.0).weights.tolist() == [0.0] * 4
+    assert confidence_share(Labels(P), 0.0).weights.tolist() == [1.0] * 4

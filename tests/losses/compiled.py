@@ -3,7 +3,7 @@
 import torch
 
 from limbeck import losses
-from limbeck.labels import top_k
+from limbeck.labels import Labels, shrink_classes, top_k
 
 torch.manual_seed(0)
 student, teacher = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6)
@@ -14,9 +14,11 @@ maps = torch.randn(4, 2, 4, 4)
 
 def everything(student, teacher, weight, labels, maps):
     few = top_k(teacher.softmax(-1), 2)
+    shrunk = shrink_classes(Labels(teacher.softmax(-1)), 0.7)
     values = [
         losses.cross_entropy(student, labels, label_smoothing=0.1, weight=weight),
         losses.soft_cross_entropy(student, teacher.softmax(-1), weight=weight > 0),
+        losses.cross_entropy(student, shrunk.target, classes=shrunk.classes, weight=shrunk.weights),
         losses.forward_kl(student, teacher, temperature=4.0),
         losses.forward_kl(student, few),
         losses.forward_kl(student, few, tail="zero", reduction="sum"),
@@ -25,6 +27,8 @@ def everything(student, teacher, weight, labels, maps):
         losses.skewed_forward_kl(student, few, weight=weight),
         losses.skewed_reverse_kl(student, teacher),
         losses.total_variation(student, teacher, reduction="none").sum(),
+        losses.adaptive_kl(student, teacher, weight=weight),
+        losses.dkd(student, teacher, labels, weight=weight),
         losses.mse(student, teacher),
         losses.cosine(student, teacher, weight=weight),
         losses.attention_transfer(student.reshape(4, 1, 2, 3), maps),

@@ -226,7 +226,9 @@ def test_refuses_incomplete_folders(saved: Path, tmp_path: Path) -> None:
     [
         ({"format_version": 2}, "format_version 2, this limbeck reads 1"),
         ({"format_version": None}, "format_version None"),
-        ({"task": "detection"}, "a model for 'detection', not for 'classification'"),
+        ({"task": "detection"}, "'spec' must be a dict, got None"),
+        ({"task": "detection", "spec": {"kind": "odd"}}, "unknown kind 'odd'; known: image, text, points"),
+        ({"task": "detection", "spec": {"kind": "image", "clases": []}}, "cannot read 'spec': .*clases"),
         ({"classes": 3}, "'classes' must be a list, got 3"),
         ({"classes": ["a", "a", "b"]}, "more than once"),
         ({"preprocessing": {"channels": 1, "mean": [0.0]}}, r"'preprocessing' lacks \['size', 'std'\]"),
@@ -287,7 +289,7 @@ def test_weights_of_other_classes_are_refused(saved: Path) -> None:
 
 
 def test_refuses_to_save_what_cannot_be_loaded(model: Classifier, tmp_path: Path) -> None:
-    with pytest.raises(LimbeckError, match="takes a limbeck Classifier, got Linear"):
+    with pytest.raises(LimbeckError, match="takes a limbeck Classifier or other Model, got Linear"):
         save(nn.Linear(1, 1), tmp_path)  # type: ignore[arg-type]
     model.arguments = {"activation": nn.ReLU}
     with pytest.raises(LimbeckError, match="arguments of cnn cannot be saved as JSON"):

@@ -282,6 +282,7 @@ def rates_of(reference: Callable[[torch.optim.Optimizer], Any], total: int) -> l
         (schedule.cosine(), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=40)),
         (schedule.cosine(final=0.1), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=40, eta_min=0.1)),
         (schedule.linear(), lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=40)),
+        (schedule.linear(power=0.9), lambda o: torch.optim.lr_scheduler.PolynomialLR(o, total_iters=40, power=0.9)),
         (schedule.multistep(), lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [20, 30])),
         (schedule.multistep([0.1], gamma=0.5), lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [4], gamma=0.5)),
         (schedule.constant(), lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0)),
@@ -290,6 +291,33 @@ def rates_of(reference: Callable[[torch.optim.Optimizer], Any], total: int) -> l
 def test_schedules_are_those_of_torch(ours: schedule.Schedule, reference: Callable[..., Any]) -> None:
     # torch multiplies step by step: forty roundings of float64.
     assert [ours(update, 40) for update in range(40)] == pytest.approx(rates_of(reference, 40), abs=1e-13)
+
+
+def test_quarter_cosine_is_fixmatchs() -> None:
+    total = 2**20
+    ours = schedule.quarter_cosine()
+    assert [ours(u, total) for u in (0, total // 2, total)] == pytest.approx(
+        [math.cos(7 * math.pi * u / (16 * total)) for u in (0, total // 2, total)], rel=1e-15
+    )
+    assert schedule.quarter_cosine(share=1.0)(40, 40) == pytest.approx(0, abs=1e-15)
+    assert schedule.quarter_cosine(share=0.0)(40, 40) == 1.0
+    with pytest.raises(LimbeckError, match=r"fit\.schedule\.share is 1\.5"):
+        settings(schedule={"name": "quarter_cosine", "share": 1.5})
+
+
+def test_weight_decay_can_leave_biases_alone() -> None:
+    layer = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    before = [p.detach().clone() for p in layer.parameters()]
+    how = settings(optimizer={"name": "sgd", "lr": 1.0, "weight_decay": 0.5}, decay_biases=False)
+    optimizer = how.make_optimizer(layer.parameters())
+    for p in layer.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    after = list(layer.parameters())
+    assert torch.equal(after[0], 0.5 * before[0])
+    assert all(torch.equal(a, b) for a, b in zip(after[1:], before[1:], strict=True))
+    (together,) = settings().make_optimizer(layer.parameters()).param_groups
+    assert len(together["params"]) == 4
 
 
 def test_warm_up_is_a_straight_line_to_the_schedule() -> None:

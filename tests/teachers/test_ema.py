@@ -35,16 +35,16 @@ def doubles(model: nn.Module) -> dict[str, NDArray[np.float64]]:
     return {key: value.double().numpy().copy() for key, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("warmup", [True, False])
+@pytest.mark.parametrize("warmup", [True, False, "mean"])
 @pytest.mark.parametrize("buffers", ["copy", "average"])
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.99, 1.0])
-def test_formula(model: Classifier, decay: float, warmup: bool, buffers: str) -> None:
+def test_formula(model: Classifier, decay: float, warmup: bool | str, buffers: str) -> None:
     ema = EMA(model, decay, warmup=warmup, buffers=buffers)  # type: ignore[arg-type]
     expected = doubles(model)
     parameters = {name for name, _ in model.named_parameters()}
     for t in range(12):
         move(model, seed=t)
-        d = min(decay, (1 + t) / (10 + t)) if warmup else decay
+        d = decay if not warmup else min(decay, 1 - 1 / (t + 1) if warmup == "mean" else (1 + t) / (10 + t))
         assert ema.next_decay() == d
         ema.update(model)
         for key, value in doubles(model).items():
@@ -67,6 +67,18 @@ def test_limits(model: Classifier) -> None:
         assert torch.equal(follows.model.state_dict()[key], value)
     for key, value in stays.model.named_parameters():
         assert torch.equal(value, start.get_parameter(key))
+
+
+def test_ramp_of_means_is_the_plain_mean(model: Classifier) -> None:
+    ema = EMA(model, decay=0.9, warmup="mean")
+    name, seen = "body.6.bias", []
+    for t in range(10):
+        move(model, seed=t)
+        ema.update(model)
+        seen.append(model.get_parameter(name).detach().clone())
+        # float32: up to ten roundings of 6e-8 of numbers below 10.
+        torch.testing.assert_close(ema.model.get_parameter(name), torch.stack(seen).mean(0), atol=1e-5, rtol=0)
+    assert ema.next_decay() == 0.9
 
 
 def test_is_a_copy_without_gradient_in_eval_mode(model: Classifier) -> None:
@@ -134,5 +146,7 @@ def test_errors(model: Classifier) -> None:
         EMA(model, decay=1.5)
     with pytest.raises(LimbeckError, match="'copy' or 'average', got 'mean'"):
         EMA(model, buffers="mean")  # type: ignore[arg-type]
+    with pytest.raises(LimbeckError, match="true, false or 'mean', got 'average'"):
+        EMA(model, warmup="average")  # type: ignore[arg-type]
     with pytest.raises(LimbeckError, match="the parameters of the model do not have the shapes"):
         EMA(model).update(build("cnn", TASK, width=3))

@@ -14,7 +14,8 @@ from torch import nn
 
 from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
-from limbeck.verbs.compare import BETTER, compare, paired_difference, read_comparison
+from limbeck.metrics.directions import BETTER
+from limbeck.verbs.compare import compare, paired_difference, read_comparison
 from limbeck.verbs.runs import Job, run_all
 
 QUICK: dict[str, Any] = {"student": {"name": "mlp", "hidden": 8}, "fit": {"updates": 12, "batch_size": 32}}
@@ -71,7 +72,10 @@ def test_the_result_does_not_depend_on_the_number_of_workers_and_is_not_made_twi
     assert [arm["name"] for arm in one["arms"]] == ["plain", "smooth"]
     assert [len(arm["metrics"]["accuracy"]) for arm in one["arms"]] == [2, 2]
     assert one["reference"] == "plain"
-    assert [(row["arm"], row["metric"]) for row in one["differences"]] == [("smooth", metric) for metric in BETTER]
+    assert [(row["arm"], row["metric"]) for row in one["differences"]] == [
+        ("smooth", metric) for metric in ("accuracy", "nll", "ece", "aurc")
+    ]
+    assert {row["metric"]: row["better"] for row in one["differences"]}.items() <= BETTER.items()
     for row in one["differences"]:
         arms = {arm["name"]: arm["metrics"][row["metric"]] for arm in one["arms"]}
         assert row["mean"] == pytest.approx(np.subtract(arms["smooth"], arms["plain"]).mean(), abs=1e-12)

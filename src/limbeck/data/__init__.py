@@ -8,6 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limbeck.data.data import Data as Data
+    from limbeck.data.data import Records as Records
     from limbeck.data.load import from_datasets as from_datasets
     from limbeck.data.samples import ImageData as ImageData
     from limbeck.data.samples import Samples as Samples
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 # Resolved on first use: `limbeck.data.index` must stay importable without torch. (The function `load` is not
 # here, as its module has the same name.)
 _HOMES = {
+    "Data": "data",
     "ImageData": "samples",
+    "Records": "data",
     "Samples": "samples",
     "Source": "samples",
     "Split": "splits",

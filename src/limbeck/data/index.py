@@ -6,5 +6,25 @@ SOURCES: dict[str, str] = {
     "huggingface": "limbeck.data.huggingface_sets:huggingface",
     "npz": "limbeck.data.npz:npz",
     "torchvision": "limbeck.data.torchvision_sets:torchvision",
+    "bccd": "limbeck.data.boxes:bccd",
+    "coco": "limbeck.data.coco:coco",
+    "digit_boxes": "limbeck.data.boxes:digit_boxes",
+    "camvid": "limbeck.data.masks:camvid",
+    "digit_masks": "limbeck.data.masks:digit_masks",
+    "mask_folder": "limbeck.data.masks:mask_folder",
+    "shakespeare": "limbeck.data.text:shakespeare",
+    "gsm8k": "limbeck.data.text:gsm8k",
+    "descriptions": "limbeck.data.text:descriptions",
+    "instructions": "limbeck.data.instructions:instructions",
+    "sick": "limbeck.data.pair_sources:sick",
+    "stsb": "limbeck.data.pair_sources:stsb",
+    "description_pairs": "limbeck.data.pair_sources:description_pairs",
+    "points": "limbeck.data.points:points",
+    "corruptions": "limbeck.data.corrupted:corruptions",
+    "clients": "limbeck.data.clients:clients",
 }
-"""Short name -> ``module:function``; every function returns a :class:`limbeck.data.samples.Source`."""
+"""Short name -> ``module:function``.
+
+A function that takes a ``seed`` makes its own splits and returns the :class:`limbeck.data.data.Data` of a run; any
+other returns a :class:`limbeck.data.samples.Source`, which :class:`limbeck.data.splits.Split` divides.
+"""

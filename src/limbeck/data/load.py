@@ -3,9 +3,10 @@
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
+from limbeck.data.data import Data
 from limbeck.data.index import SOURCES
 from limbeck.data.samples import ImageData, Source
 from limbeck.data.splits import Split, split
@@ -15,7 +16,7 @@ from limbeck.errors import LimbeckError, nearest
 _SPLIT_OPTIONS = tuple(field.name for field in dataclasses.fields(Split))
 
 
-def source_function(name: str) -> Callable[..., Source]:
+def source_function(name: str) -> Callable[..., Source | Data]:
     """The function behind a short name of :data:`limbeck.data.index.SOURCES`.
 
     Raises:
@@ -24,24 +25,31 @@ def source_function(name: str) -> Callable[..., Source]:
     if name not in SOURCES:
         raise LimbeckError(f"there is no data source {name!r}; known: {', '.join(SOURCES)}.{nearest(name, SOURCES)}")
     module, function = SOURCES[name].split(":")
-    found: Callable[..., Source] = getattr(importlib.import_module(module), function)
+    found: Callable[..., Source | Data] = getattr(importlib.import_module(module), function)
     return found
 
 
-def load(name: str, seed: int, **arguments: Any) -> ImageData:
+def makes_splits(function: Callable[..., Source | Data]) -> bool:
+    """Whether a source makes its own splits: it then takes the seed of the run and returns the run's data."""
+    return "seed" in inspect.signature(function).parameters
+
+
+def load(name: str, seed: int, **arguments: Any) -> Data:
     """Open a source and split it for one run.
 
     Args:
         name: a short name of :data:`limbeck.data.index.SOURCES`, such as ``"digits"``.
         seed: the seed of the run.
-        arguments: the source's own options and those of :class:`limbeck.data.splits.Split`, side by side.
+        arguments: the source's own options and, unless it makes its own splits, those of
+            :class:`limbeck.data.splits.Split`, side by side.
 
     Raises:
         LimbeckError: an unknown source or option, or anything that is wrong with the data.
     """
     function = source_function(name)
-    parameters = inspect.signature(function).parameters
-    known = [*parameters, *_SPLIT_OPTIONS]
+    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name != "seed"}
+    alone = makes_splits(function)
+    known = list(parameters) if alone else [*parameters, *_SPLIT_OPTIONS]
     for option in arguments:
         if option not in known:
             raise LimbeckError(
@@ -50,10 +58,33 @@ def load(name: str, seed: int, **arguments: Any) -> ImageData:
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in arguments:
             raise LimbeckError(f"data source {name!r} needs the option {option!r}")
+    if alone:
+        return cast("Data", function(seed=seed, **arguments))
     # First of all, as it costs nothing and reading the data may take minutes.
     how = Split(**{option: value for option, value in arguments.items() if option in _SPLIT_OPTIONS})
     source = function(**{option: value for option, value in arguments.items() if option in parameters})
-    return split(source, how, seed)
+    return split(cast("Source", source), how, seed)
+
+
+def load_images(dataset: str | Mapping[str, Any], seed: int, where: str) -> ImageData:
+    """Open the images with classes that another source is made of.
+
+    Args:
+        dataset: a data block: the name of a source, or a mapping of name and options.
+        seed: the seed of the run.
+        where: which source asks, for messages.
+
+    Raises:
+        LimbeckError: no source is named, it cannot be opened, or it holds no images with classes.
+    """
+    block = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
+    if "name" not in block:
+        raise LimbeckError(f"{where}: dataset names no source; give {{name: torchvision, dataset: FashionMNIST}}")
+    name = block.pop("name")
+    data = load(name, seed, **block)
+    if not isinstance(data, ImageData):
+        raise LimbeckError(f"{where}: {name!r} holds no images with classes")
+    return data
 
 
 def from_datasets(

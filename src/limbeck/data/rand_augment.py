@@ -1,8 +1,12 @@
 """RandAugment (arXiv 1909.13719) and Cutout (arXiv 1708.04552) as FixMatch uses them, on whole batches.
 
-The operations and their ranges are those of FixMatch, arXiv 2001.07685, table 12. Every operation treats each
-image by itself, with draws that are handed in. Sums over pixels are sums of integers, which come out the same
-in any order: so the other images of a batch cannot change a result in its last bits.
+The operations and their ranges are those of FixMatch, arXiv 2001.07685, table 12, as TorchSSL and the PyTorch port
+of FixMatch have them too. Both operations are always applied, as in TorchSSL, where FixMatch's own code skips each with
+probability 0.5; that code also draws brightness, colour, contrast and sharpness from 0.28 to 1.72 and shifts by 1 to 9
+pixels, which is not what the paper's table says. Cutout has the fixed size of FixMatch's code.
+
+Every operation treats each image by itself, with draws that are handed in. Sums over pixels are sums of integers, which
+come out the same in any order: so the other images of a batch cannot change a result in its last bits.
 """
 
 import math
@@ -106,13 +110,16 @@ def _solarize(images: Tensor, draw: Tensor) -> Tensor:
 
 
 def _affine(images: Tensor, rotate: Tensor, shear: tuple[Tensor, Tensor], move: tuple[Tensor, Tensor]) -> Tensor:
-    """Nearest-neighbour warp about the centre; ``rotate`` in radians, ``move`` in parts of the size."""
+    """Nearest-neighbour warp; ``rotate`` in radians about the centre, ``move`` in parts of the size.
+
+    Shears leave the top and the left edge where they are, as Pillow's affine transform and all released code do.
+    """
     height, width = images.shape[-2:]
     ratio = height / width
     cos, sin = rotate.cos(), rotate.sin()
     # In coordinates from -1 to 1 a pixel is 2 / size long, hence the ratio between the axes.
-    top = torch.stack([cos, (shear[0] - sin) * ratio, 2 * move[0]], 1)
-    bottom = torch.stack([(shear[1] + sin) / ratio, cos, 2 * move[1]], 1)
+    top = torch.stack([cos, (shear[0] - sin) * ratio, 2 * move[0] + shear[0] * ratio], 1)
+    bottom = torch.stack([(shear[1] + sin) / ratio, cos, 2 * move[1] + shear[1] / ratio], 1)
     grid = F.affine_grid(torch.stack([top, bottom], 1), list(images.shape), align_corners=False)
     return F.grid_sample(images - _GREY, grid, mode="nearest", align_corners=False) + _GREY
 
@@ -147,6 +154,11 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Name -> (images float [B, 1 or 3, H, W] in [0, 1], strength [B] in [0, 1)) -> images."""
 
 
+_WARPS = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+MILD = 10
+"""Operations of :func:`mild_augment`."""
+
+
 def rand_augment(images: Tensor, draws: Draws) -> Tensor:
     """Two operations on each image, drawn with replacement, each of a random strength.
 
@@ -165,6 +177,31 @@ def rand_augment(images: Tensor, draws: Draws) -> Tensor:
         for number in np.unique(chosen):
             mine = torch.from_numpy(np.flatnonzero(chosen == number))
             changed[mine] = OPERATIONS[names[number]](images[mine], strength[mine])
+        images = changed
+    return images
+
+
+def mild_augment(images: Tensor, draws: Draws) -> Tensor:
+    """``MILD`` operations on each image, drawn with replacement, each a tenth of its range away from identity.
+
+    RandAugment as N = 10 operations of magnitude M = 1 of 10, as FedLabel uses it (arXiv 2307.08809, section 5). Warps
+    go either way; the others at the end of their range that changes least.
+
+    Args:
+        images: float [B, 1 or 3, H, W] in [0, 1].
+        draws: [B, 2 * MILD] in [0, 1).
+    """
+    magnitude = 0.1
+    names = list(OPERATIONS)
+    for turn in range(MILD):
+        chosen = (draws[:, 2 * turn] * len(names)).astype(np.int64)
+        sign = np.where(draws[:, 2 * turn + 1] < 0.5, -1.0, 1.0)
+        changed = torch.empty_like(images)
+        for number in np.unique(chosen):
+            mine = np.flatnonzero(chosen == number)
+            warp = names[number] in _WARPS
+            strength = 0.5 + sign[mine] * magnitude / 2 if warp else np.full(len(mine), 1 - magnitude)
+            changed[mine] = OPERATIONS[names[number]](images[mine], torch.from_numpy(strength).to(images.dtype))
         images = changed
     return images
 

@@ -1,22 +1,29 @@
 """Labelled images by position, and the three or four sets of them that a run needs."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from limbeck.data.pixels import Images, Joined, Lazy, Memory
+from limbeck.data import views as view_functions
+from limbeck.data.data import Batch, Data, Records
+from limbeck.data.pixels import Images, Joined, Memory
+from limbeck.data.statistics import channel_statistics
 from limbeck.errors import LimbeckError
 
 if TYPE_CHECKING:
     from limbeck.models.classifier import ImageTask
 
 
-class Samples(Dataset[dict[str, Any]]):
+HASHED = 256
+"""Images of each split that go into its hash; labels and positions are hashed in full."""
+
+
+class Samples(Records):
     """Images with labels, map-style, every sample with its stable ``index``.
 
     ``samples[i]`` is ``{"image": float32 [C, H, W] in [0, 1], "label": int, "index": int}`` plus
@@ -60,9 +67,6 @@ class Samples(Dataset[dict[str, Any]]):
             raise LimbeckError("there are no samples")
         check_labels(self.labels, self.classes, "the data set", self.indices)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, position: int) -> dict[str, Any]:
         if not -len(self) <= position < len(self):
             raise IndexError(f"sample {position} of {len(self)}")
@@ -74,7 +78,7 @@ class Samples(Dataset[dict[str, Any]]):
         """Channels, height and width of every image."""
         return self.images.shape
 
-    def fetch(self, positions: Tensor) -> dict[str, Tensor]:
+    def fetch(self, positions: Tensor) -> Batch:
         """The samples at ``positions``, int64 [B], as one batch.
 
         Returns:
@@ -89,6 +93,34 @@ class Samples(Dataset[dict[str, Any]]):
         if self.hidden_labels is not None:
             batch["hidden_label"] = self.hidden_labels.index_select(0, positions)
         return batch
+
+    def augment(self, batch: Batch, views: Mapping[str, str], *, seed: int, epochs: Tensor, flip: bool) -> Batch:
+        """The batch with one image tensor a view in the place of ``image``, see :mod:`limbeck.data.views`."""
+        if not views:
+            return batch
+        found = dict(batch)
+        image = found.pop("image")
+        made = {
+            key: view_functions.apply(view, image, seed=seed, epochs=epochs, indices=found["index"], flip=flip)
+            for key, view in views.items()
+        }
+        return {**made, **found}
+
+    def check_view(self, view: str) -> None:
+        """Refuse an unknown view.
+
+        Raises:
+            LimbeckError: there is no such view.
+        """
+        view_functions.check(view)
+
+    def update_hash(self, digest: "hashlib._Hash") -> None:
+        """Add labels, indices and evenly spaced images."""
+        digest.update(f"{len(self)} {self.shape} {self.num_samples}".encode())
+        for values in (self.labels, self.indices):
+            digest.update(values.numpy().tobytes())
+        positions = torch.linspace(0, len(self) - 1, min(HASHED, len(self))).long()
+        digest.update(self.images.take(self.rows[positions]).numpy().tobytes())
 
     def subset(self, positions: Tensor | Sequence[int]) -> "Samples":
         """The samples at ``positions``, with their indices.
@@ -217,15 +249,10 @@ class Source:
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """The data of one run.
+class ImageData(Data):
+    """The images with labels of one run.
 
     Attributes:
-        train: what is trained on, with labels.
-        validation: for settings and temperatures.
-        test: for the final numbers.
-        unlabeled: what is trained on without labels, where there is any.
-        classes: the names of the classes.
         view: the augmentation of training images, a name of :mod:`limbeck.data.views`.
         flip: whether views may mirror images.
     """
@@ -238,33 +265,17 @@ class ImageData:
     view: str = "weak"
     flip: bool = False
 
+    @property
+    def training_views(self) -> Mapping[str, str]:
+        """``image`` in the view of plain supervised training."""
+        return {"image": self.view}
+
     @cached_property
     def task(self) -> "ImageTask":
         """What a model needs to know; mean and standard deviation of all training images, labelled or not."""
         from limbeck.models.classifier import ImageTask
 
         channels, *size = self.train.shape
-        mean, std = _statistics([self.train] + ([] if self.unlabeled is None else [self.unlabeled]))
+        parts = [self.train] + ([] if self.unlabeled is None else [self.unlabeled])
+        mean, std = channel_statistics((part.images, part.rows) for part in parts)
         return ImageTask(self.classes, channels, (size[0], size[1]), mean, std)
-
-
-def _statistics(parts: Sequence[Samples]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    channels = parts[0].shape[0]
-    count, total, squares = (
-        0,
-        torch.zeros(channels, dtype=torch.float64),
-        torch.zeros(channels, dtype=torch.float64),
-    )
-    for part in parts:
-        # Evenly spaced samples are enough where every image would have to be decoded for it.
-        step = max(1, len(part) // 10_000) if isinstance(part.images, Lazy) else 1
-        for positions in torch.arange(0, len(part), step).split(1024):
-            pixels = part.fetch(positions)["image"].double()
-            total += pixels.sum((0, 2, 3))
-            squares += pixels.square().sum((0, 2, 3))
-            count += pixels.numel() // channels
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    std = torch.where(std < 1e-6, torch.ones_like(std), std)  # constant images: leave their scale alone
-    # Six digits: the last ones depend on the number of threads.
-    return tuple(round(value, 6) for value in mean.tolist()), tuple(round(value, 6) for value in std.tolist())

@@ -7,12 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from limbeck.data import views as view_functions
+from limbeck.data.data import Batch, Records
 from limbeck.data.random import derive, permutation
-from limbeck.data.samples import Samples
 from limbeck.errors import LimbeckError
-
-Batch = dict[str, Tensor]
 
 
 class Stream:
@@ -26,7 +23,7 @@ class Stream:
         samples: what is drawn from, N samples.
         batch_size: samples a batch, over all processes.
         seed: the seed of the run.
-        views: key in the batch -> name of a view (:mod:`limbeck.data.views`).
+        views: key in the batch -> name of a view (for images :mod:`limbeck.data.views`).
         name: streams of one run with different names have different orders.
         flip: whether views may mirror images.
 
@@ -36,10 +33,10 @@ class Stream:
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Records,
         batch_size: int,
         seed: int,
-        views: Mapping[str, str] = MappingProxyType({"image": "weak"}),
+        views: Mapping[str, str] = MappingProxyType({}),
         name: str = "train",
         flip: bool = False,
     ) -> None:
@@ -47,7 +44,7 @@ class Stream:
             raise LimbeckError(f"stream {name!r}: batch_size {batch_size}, expected at least 1")
         taken: dict[str, str] = {}
         for key, view in views.items():
-            view_functions.check(view)
+            samples.check_view(view)
             if view != "none" and view in taken:
                 raise LimbeckError(
                     f"stream {name!r}: {taken[view]!r} and {key!r} are both the view {view!r}, which gives "
@@ -71,8 +68,9 @@ class Stream:
         """The ``rank``-th part of batch ``number``: its samples ``rank``, ``rank + world``, ...
 
         Returns:
-            One image tensor float32 [B, C, H, W] in [0, 1] a view, ``label``, ``index`` and ``epoch`` int64
-            [B], and ``hidden_label`` int64 [B] where it is known; B = batch_size / world.
+            What the samples hold, each view under its key, and ``epoch`` int64 [B]; B = batch_size / world. For
+            images: float32 [B, C, H, W] in [0, 1] a view, ``label`` and ``index`` int64 [B], and
+            ``hidden_label`` int64 [B] where it is known.
         """
         count, size = len(self.samples), self.batch_size
         epoch, offset = divmod(number * size, count)
@@ -92,14 +90,9 @@ class Stream:
             epochs = torch.arange(epoch, epoch + len(pieces)).repeat_interleave(torch.tensor(lengths))
         if world > 1:
             positions, epochs = positions[rank::world], epochs[rank::world]
-        found = self.samples.fetch(positions)
-        image = found.pop("image")
-        batch: Batch = {}
-        for key, view in self.views.items():
-            batch[key] = view_functions.apply(
-                view, image, seed=self.seed, epochs=epochs, indices=found["index"], flip=self.flip
-            )
-        batch.update(found)
+        batch = self.samples.augment(
+            self.samples.fetch(positions), self.views, seed=self.seed, epochs=epochs, flip=self.flip
+        )
         batch["epoch"] = epochs
         return batch
 
@@ -152,7 +145,7 @@ class _Numbered(Dataset[Batch | LimbeckError]):
             return error
 
 
-def eval_batches(samples: Samples, batch_size: int) -> Iterator[Batch]:
-    """All samples in their order, plain images under ``image``; the last batch may be smaller."""
+def eval_batches(samples: Records, batch_size: int) -> Iterator[Batch]:
+    """All samples in their order, without augmentation; the last batch may be smaller."""
     for positions in torch.arange(len(samples)).split(batch_size):
         yield samples.fetch(positions)

@@ -3,6 +3,7 @@
 - ``none``: the image itself.
 - ``weak``: shifted by up to an eighth of its size, the border filled by reflection; mirrored where allowed.
 - ``strong``: weak, then RandAugment and Cutout as FixMatch has them (arXiv 2001.07685, appendix D).
+- ``mild``: ten operations of RandAugment of magnitude 1 (arXiv 2307.08809, section 5), nothing else.
 - ``crop``: a random part of 8 to 100 % of the area, resized (arXiv 1409.4842); mirrored where allowed.
 
 A second, independent reading of the same kind has a number after its name: ``strong:2``. What is random about
@@ -54,6 +55,10 @@ def _strong(images: Tensor, draws: Draws, flip: bool) -> Tensor:
     return rand_augment.cutout(augmented, draws[:, 3 + used :])
 
 
+def _mild(images: Tensor, draws: Draws, flip: bool) -> Tensor:
+    return rand_augment.mild_augment(images, draws)
+
+
 def _crop(images: Tensor, draws: Draws, flip: bool) -> Tensor:
     from torchvision.transforms.v2 import functional
 
@@ -80,6 +85,7 @@ def _crop(images: Tensor, draws: Draws, flip: bool) -> Tensor:
 _VIEWS: dict[str, tuple[Callable[[Tensor, Draws, bool], Tensor], int]] = {
     "weak": (_weak, 3),
     "strong": (_strong, 3 + rand_augment.DRAWS + 2),
+    "mild": (_mild, 2 * rand_augment.MILD),
     "crop": (_crop, 4 * _CROP_ATTEMPTS + 1),
 }
 

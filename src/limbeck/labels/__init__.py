@@ -1,8 +1,19 @@
-"""The label types, and how labels are cleaned: select, refine, mix."""
+"""The label types, and how labels are cleaned: select, shrink, refine, mix."""
 
-from limbeck.labels.mix import cutmix, mixup
+from limbeck.labels.interpolate import interpolate
+from limbeck.labels.mix import classmix, cutmix, cutmix_pixels, mixup, paste
 from limbeck.labels.refine import align_distribution, mix_with_past, sharpen, smooth
-from limbeck.labels.select import agreement, confidence, confident, entropy, entropy_below, most_confident
+from limbeck.labels.select import (
+    agreement,
+    confidence,
+    confidence_share,
+    confident,
+    entropy,
+    entropy_below,
+    entropy_percentile,
+    most_confident,
+)
+from limbeck.labels.shrink import shrink_classes
 from limbeck.labels.types import Labels, TopK, one_hot, to_dense, top_k
 
 __all__ = [
@@ -10,16 +21,23 @@ __all__ = [
     "TopK",
     "agreement",
     "align_distribution",
+    "classmix",
     "confidence",
+    "confidence_share",
     "confident",
     "cutmix",
+    "cutmix_pixels",
     "entropy",
     "entropy_below",
+    "entropy_percentile",
+    "interpolate",
     "mix_with_past",
     "mixup",
     "most_confident",
     "one_hot",
+    "paste",
     "sharpen",
+    "shrink_classes",
     "smooth",
     "to_dense",
     "top_k",

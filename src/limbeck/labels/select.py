@@ -19,7 +19,7 @@ def confidence(labels: Labels) -> Float[Tensor, "*batch"]:
     """
     if isinstance(labels.target, TopK):
         return labels.target.log_probs.amax(-1).exp()
-    return _probabilities(labels, "confidence").amax(-1)
+    return class_probabilities(labels, "confidence").amax(-1)
 
 
 def entropy(labels: Labels) -> Float[Tensor, "*batch"]:
@@ -33,7 +33,7 @@ def entropy(labels: Labels) -> Float[Tensor, "*batch"]:
     if isinstance(labels.target, TopK):
         probabilities = torch.cat([labels.target.log_probs.exp(), labels.target.rest.unsqueeze(-1)], dim=-1)
     else:
-        probabilities = _probabilities(labels, "entropy")
+        probabilities = class_probabilities(labels, "entropy")
     return torch.special.entr(probabilities).sum(-1)
 
 
@@ -82,6 +82,57 @@ def entropy_below(labels: Labels, threshold: float | int | Float[Tensor, ""] | F
     return labels.weighted(entropy(labels) < threshold)
 
 
+def entropy_percentile(
+    labels: Labels, percent: float | int, entropies: Float[Tensor, "*batch"] | None = None
+) -> Labels:
+    """Drop the labels in use whose entropy is above their ``percent``-th percentile (U2PL, arXiv 2203.03884).
+
+    The percentile is that of the entropies whose weight is not 0, linear between two of them.
+
+    Args:
+        labels: [*batch] of any kind where ``entropies`` are given, else probabilities or top k.
+        percent: in [0, 100]; 100 keeps all.
+        entropies: [*batch], where they are not those of the labels themselves (another view, a model in training
+            mode).
+
+    Raises:
+        LimbeckError: a percentage out of range, entropies of another shape, or labels without entropy.
+    """
+    if not 0 <= percent <= 100:
+        raise LimbeckError(f"percent is {percent}, must be between 0 and 100")
+    values = entropy(labels) if entropies is None else entropies
+    if values.shape != labels.batch_shape:
+        raise LimbeckError(f"entropies have shape {list(values.shape)}, the labels {list(labels.batch_shape)}")
+    used = labels.weights != 0
+    # Without a host round trip (and without torch.quantile's limit on the number of elements): what is not in use
+    # is sorted to the end.
+    ordered = values.masked_fill(~used, torch.inf).flatten().sort().values
+    place = (used.sum() - 1).clamp(min=0).double() * (percent / 100)
+    low, high = (ordered.gather(0, at.long().reshape(1)) for at in (place.floor(), place.ceil()))
+    # Where both are the same value their difference is 0, and infinite where nothing is in use.
+    between = torch.where(high == low, low, low + (place - place.floor()) * (high - low))
+    return labels.weighted(values <= between)
+
+
+def confidence_share(labels: Labels, threshold: float | int) -> Labels:
+    """Weigh all labels by the share of them that is confident (DACS, arXiv 2007.08702).
+
+    One number for the whole batch: the fraction of the labels in use whose largest probability is >= the
+    threshold. Unlike a selection it says how far self-training as a whole is trusted.
+
+    Args:
+        labels: probabilities or top k, [*batch].
+        threshold: 0.968 in DACS.
+
+    Raises:
+        LimbeckError: labels without confidence.
+    """
+    used = labels.weights != 0
+    confident_ones = (confidence(labels) >= threshold) & used
+    share = confident_ones.sum() / used.sum().clamp(min=1)
+    return labels.weighted(share.to(labels.weights.dtype).expand(labels.batch_shape))
+
+
 def agreement(labels: Labels, others: Labels) -> Labels:
     """Keep labels whose most probable class is that of ``others``; both weights count.
 
@@ -99,8 +150,15 @@ def agreement(labels: Labels, others: Labels) -> Labels:
     return labels.weighted((labels.predicted() == others.predicted()) * others.weights)
 
 
-def _probabilities(labels: Labels, what: str) -> Tensor:
+def class_probabilities(labels: Labels, what: str) -> Float[Tensor, "*batch classes"]:
+    """The target, where it is a probability for every class.
+
+    Raises:
+        LimbeckError: it is not; ``what`` is what needs it.
+    """
     target = labels.target
-    if isinstance(target, TopK) or not target.is_floating_point() or target.ndim == len(labels.batch_shape):
-        raise LimbeckError(f"{what} needs class probabilities or a top k, not class indices or real values")
+    if isinstance(target, TopK):
+        raise LimbeckError(f"{what} needs the probabilities of all classes, not a top k")
+    if not target.is_floating_point() or target.ndim == len(labels.batch_shape):
+        raise LimbeckError(f"{what} needs class probabilities, not class indices or real values")
     return target

@@ -1,5 +1,6 @@
 """What pulls the student: pure functions of tensors, student first."""
 
+from limbeck.losses.adaptive_kl import adaptive_kl
 from limbeck.losses.divergence import (
     cross_entropy,
     forward_kl,
@@ -11,6 +12,7 @@ from limbeck.losses.divergence import (
     soft_cross_entropy,
     total_variation,
 )
+from limbeck.losses.dkd import dkd
 from limbeck.losses.feature import (
     attention_transfer,
     cosine,
@@ -26,9 +28,11 @@ from limbeck.losses.reduction import Mean, Reduction, reduce
 __all__ = [
     "Mean",
     "Reduction",
+    "adaptive_kl",
     "attention_transfer",
     "cosine",
     "cross_entropy",
+    "dkd",
     "forward_kl",
     "generalized_jsd",
     "js",

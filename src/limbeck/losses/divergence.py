@@ -22,7 +22,7 @@ import warnings
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,6 +39,7 @@ def cross_entropy(
     labels: Int[Tensor, "*batch"],
     *,
     label_smoothing: float | int = 0.0,
+    classes: Bool[Tensor, " classes"] | Bool[Tensor, "*batch classes"] | None = None,
     weight: Weight | None = None,
     reduction: Reduction = "mean",
 ) -> Loss:
@@ -49,11 +50,16 @@ def cross_entropy(
         labels: class indices [*batch] in [0, C). Where the weight is 0 the label is not read and may be -1;
             anywhere else an index out of range raises torch's own error.
         label_smoothing: e in [0, 1] (arXiv 1512.00567, section 7).
+        classes: the classes that take part, [C] or [*batch, C] (:attr:`limbeck.labels.Labels.classes`); the softmax is
+            over them only, and the logits of the others get no gradient. Infinite for a label that takes no part,
+            and with smoothing.
         weight: see the module.
         reduction: see the module.
     """
     if weight is not None:
         labels = labels.masked_fill(weight == 0, 0)
+    if classes is not None:
+        logits = logits.masked_fill(~classes, -torch.inf)
     values = F.cross_entropy(
         in_full(logits).reshape(-1, logits.shape[-1]),
         labels.long().reshape(-1),

@@ -47,7 +47,7 @@ def cosine(
     Arguments and errors as :func:`mse`.
     """
     student, teacher = _pair(student, teacher)
-    return reduce(1 - (_direction(student) * _direction(teacher)).sum(-1), weight, reduction)
+    return reduce(1 - (direction(student) * direction(teacher)).sum(-1), weight, reduction)
 
 
 def normalized_mse(
@@ -62,7 +62,7 @@ def normalized_mse(
     Arguments and errors as :func:`mse`.
     """
     student, teacher = _pair(student, teacher)
-    return mse(_direction(student), _direction(teacher), weight=weight, reduction=reduction)
+    return mse(direction(student), direction(teacher), weight=weight, reduction=reduction)
 
 
 def attention_transfer(
@@ -115,7 +115,7 @@ def similarity_preserving(
 
     def similarities(features: Tensor) -> Tensor:
         flat = in_full(features).flatten(1)
-        return _direction(_products(flat, flat))
+        return direction(products(flat, flat))
 
     return F.mse_loss(similarities(student), similarities(teacher))
 
@@ -134,9 +134,9 @@ def probabilistic_knowledge_transfer(
     _check_batch(student, teacher)
 
     def probabilities(features: Tensor) -> Tensor:
-        direction = _direction(in_full(features))
+        directions = direction(in_full(features))
         # Rounding may take a cosine below -1.
-        similarity = ((_products(direction, direction) + 1) / 2).clamp(min=0)
+        similarity = ((products(directions, directions) + 1) / 2).clamp(min=0)
         return similarity / similarity.sum(-1, keepdim=True)
 
     p_s, p_t = probabilities(student), probabilities(teacher)
@@ -182,19 +182,19 @@ def rkd_angle(
 
     def angles(features: Tensor) -> Tensor:
         features = in_full(features)
-        directions = _direction(features.unsqueeze(0) - features.unsqueeze(1))
-        return _products(directions, directions)
+        directions = direction(features.unsqueeze(0) - features.unsqueeze(1))
+        return products(directions, directions)
 
     return F.smooth_l1_loss(angles(student), angles(teacher))
 
 
-def _direction(vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+def direction(vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
     """``v / ||v||``, and 0 for v = 0, where an epsilon in its place would give gradients of 1 / epsilon."""
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / torch.where(norm > 0, norm, 1.0)
 
 
-def _products(
+def products(
     rows: Float[Tensor, "*batch rows features"], columns: Float[Tensor, "*batch columns features"]
 ) -> Float[Tensor, "*batch rows columns"]:
     """All inner products; autocast would take them to half precision."""

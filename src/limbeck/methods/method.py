@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from limbeck.data.samples import ImageData
-from limbeck.models.classifier import Classifier
+from limbeck.data.data import Data
+from limbeck.models.model import Model
 from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Objective
 from limbeck.stages.settings import FitSettings
@@ -26,7 +26,7 @@ class Ready:
         model: the trained model.
     """
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
 
     def program(self) -> Program:
@@ -45,18 +45,16 @@ class SingleFit:
         teachers: its teachers by argument; each may have stages of its own, which run first.
         data: what the student is trained, validated and tested on.
         fit: how it is trained.
-        prefix: goes before the name of the stage, as in ``teacher-fit``.
     """
 
     def __init__(
         self,
         objective: type[Objective],
         arguments: Mapping[str, Any],
-        models: Mapping[str, Callable[[], Classifier]],
+        models: Mapping[str, Callable[[], Model]],
         teachers: Mapping[str, Method],
-        data: ImageData,
+        data: Data,
         fit: FitSettings,
-        prefix: str = "",
     ) -> None:
         self.objective = objective
         self.arguments = arguments
@@ -64,7 +62,6 @@ class SingleFit:
         self.teachers = teachers
         self.data = data
         self.fit = fit
-        self.prefix = prefix
 
     def program(self) -> Program:
         """Train the teachers that need it, then the student."""
@@ -74,4 +71,29 @@ class SingleFit:
             model = yield from method.program()
             teachers[name] = Frozen(model, classes=self.data.classes)
         objective = self.objective(**models, **teachers, **self.arguments)
-        return (yield Fit(f"{self.prefix}fit", objective, self.data, self.fit))
+        return (yield Fit("fit", objective, self.data, self.fit))
+
+
+class Nested:
+    """A method as an ingredient of another one: its stages have its name before theirs, as in ``teacher-fit``.
+
+    Args:
+        name: what the outer method calls it.
+        method: the method.
+    """
+
+    def __init__(self, name: str, method: Method) -> None:
+        self.name = name
+        self.method = method
+
+    def program(self) -> Program:
+        """The method's own program."""
+        program = self.method.program()
+        artefact = None
+        while True:
+            try:
+                stage = program.send(artefact)
+            except StopIteration as finished:
+                return finished.value
+            stage.name = f"{self.name}-{stage.name}"
+            artefact = yield stage

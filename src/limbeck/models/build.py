@@ -10,17 +10,19 @@ from limbeck.models.index import BUILDERS
 
 if TYPE_CHECKING:
     from limbeck.models.classifier import Classifier, ImageTask
+    from limbeck.models.model import Model
 
 
-def build(name: str, task: "ImageTask", **arguments: Any) -> "Classifier":
-    """Make a classifier for a task.
+def build(name: str, task: Any, **arguments: Any) -> "Model":
+    """Make a model for a task.
 
     Args:
         name: A short name of :data:`limbeck.models.index.BUILDERS`, or ``package.module.Class`` of an
             ``nn.Module`` of your own. Yours is called with its own arguments, plus ``num_classes`` where it
             takes it, and is wrapped in a :class:`~limbeck.models.classifier.Classifier` with the
             normalisation and the image size of the task; a ``Classifier`` that it returns is left as it is.
-        task: Classes and images that the model is for.
+        task: What the model is for: an :class:`~limbeck.models.classifier.ImageTask` (classes and images), or what
+            else the data's ``task`` says. A class of your own needs an ImageTask.
         **arguments: Options of the builder or of your class.
 
     Returns:
@@ -36,13 +38,13 @@ def build(name: str, task: "ImageTask", **arguments: Any) -> "Classifier":
         check_arguments(name, factory, arguments, given=("task",))
         # Written out: a saved model does not change when a default does.
         arguments = _defaults(factory) | arguments
-        classifier: Classifier = factory(task, **arguments)
+        model: Model = factory(task, **arguments)
     else:
         check_arguments(name, factory, arguments, given=("num_classes",))
-        classifier = wrap(name, factory, task, arguments)
-    if classifier.factory is None:
-        classifier.factory, classifier.arguments = name, arguments
-    return classifier
+        model = wrap(name, factory, task, arguments)
+    if model.factory is None:
+        model.factory, model.arguments = name, arguments
+    return model
 
 
 def find(name: str) -> Callable[..., Any]:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, nearest
+from limbeck.models.model import Model
 from limbeck.models.precision import keep_dtype
 
 LUMA = (0.299, 0.587, 0.114)
@@ -68,7 +69,7 @@ class ClassifierOutput(NamedTuple):
     features: Tensor | None
 
 
-class Classifier(nn.Module):
+class Classifier(Model):
     """Any ``nn.Module`` that maps images to logits, with its class names and its own preprocessing.
 
     Images come as float ``[B, 1 | 3, H, W]`` in [0, 1]; they are turned to grey or RGB as the body needs,
@@ -89,13 +90,13 @@ class Classifier(nn.Module):
 
     Attributes:
         classes: Names of the classes.
-        factory: Name under which :func:`limbeck.models.build` made this model; None for a module of your own.
-        arguments: The arguments of that factory, as plain data.
 
     Raises:
         LimbeckError: classes are empty or not unique, impossible preprocessing, no such head, or a body whose
             first convolution takes another number of channels.
     """
+
+    task: ClassVar[str] = "classification"
 
     def __init__(
         self,
@@ -108,13 +109,11 @@ class Classifier(nn.Module):
         std: Sequence[float] | None = None,
         head: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(None)  # channels, size and statistics may be changed later: they are saved as they are then
         if isinstance(classes, str):
             raise LimbeckError(f"classes must be a sequence of names, not the one string {classes!r}")
         _check_classes(tuple(classes))
-        self.classes: tuple[str, ...] = tuple(classes)
-        self.factory: str | None = None
-        self.arguments: dict[str, Any] = {}
+        self.classes = tuple(classes)
         self.body = body
         self.set_preprocessing(channels=channels, size=size, mean=mean, std=std)
         self.head = _head_name(body, len(self.classes), head)
@@ -151,7 +150,7 @@ class Classifier(nn.Module):
         self.size: tuple[int, int] | None = None if pair is None else (pair[0], pair[1])
         self.mean = mean
         self.std = std
-        self.normalise = _Normalise(mean, std)
+        self.normalise = Normalise(mean, std)
 
     def forward(self, batch: Mapping[str, Tensor] | Tensor) -> ClassifierOutput:
         """Logits and features of a batch.
@@ -213,7 +212,7 @@ class _Tap:
         self.value = inputs[0]
 
 
-class _Normalise(nn.Module):
+class Normalise(nn.Module):
     """``(images - mean) / std`` per channel, with constants that stay float32 under every precision."""
 
     mean: Tensor
@@ -228,6 +227,7 @@ class _Normalise(nn.Module):
             self.register_buffer(name, constant, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W], normalised."""
         return images if self.identity else (images - self.mean) / self.std
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

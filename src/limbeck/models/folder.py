@@ -3,6 +3,8 @@
 No pickle is ever read, and no code that the folder names is imported unless the caller hands it over.
 """
 
+import dataclasses
+import importlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,51 +18,51 @@ from limbeck.errors import LimbeckError
 from limbeck.models.build import check_arguments, find, wrap
 from limbeck.models.classifier import Classifier, ImageTask
 from limbeck.models.hub import download, upload
-from limbeck.models.index import BUILDERS
+from limbeck.models.index import BUILDERS, SPECS
+from limbeck.models.model import Model
 from limbeck.models.weights import WEIGHTS, copy, read_weights, serialise, write
 
 CONFIG = "config.json"
 FORMAT_VERSION = 1
-TASK = "classification"
 HUB = "hf://"
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 READERS = ("folder", "hub")
 """Builders that read another saved model: a saved model is never one of them."""
 
 
-def save(model: Classifier, folder: str | Path) -> Path:
+def save(model: Model, folder: str | Path) -> Path:
     """Save a model, replacing what the folder held.
 
     After a crash at any instant the folder holds the old model, the new one, or is refused by :func:`load`.
 
     Args:
-        model: The classifier. One that :func:`limbeck.models.build` did not make is saved too; to load it its
-            factory must be handed to :func:`load`.
+        model: The model. One that :func:`limbeck.models.build` did not make is saved too; to load it its factory
+            must be handed to :func:`load`.
         folder: Where to; made if it does not exist.
 
     Returns:
         The folder.
 
     Raises:
-        LimbeckError: not a classifier, or its factory's arguments are not plain data.
+        LimbeckError: not one of this package's models, or its factory's arguments are not plain data.
     """
-    if not isinstance(model, Classifier):
-        raise LimbeckError(f"save takes a limbeck Classifier, got {type(model).__name__}: wrap it in one")
-    body = type(model.body)
+    if not isinstance(model, Model):
+        raise LimbeckError(
+            f"save takes a limbeck Classifier or other Model, got {type(model).__name__}: wrap it in one"
+        )
+    made = type(model.body) if isinstance(model, Classifier) else type(model)
     config = {
         "format_version": FORMAT_VERSION,
-        "task": TASK,
-        "factory": model.factory or f"{body.__module__}.{body.__qualname__}",
+        "task": model.task,
+        "factory": model.factory or f"{made.__module__}.{made.__qualname__}",
         "arguments": model.arguments,
         "classes": model.classes,
-        "preprocessing": {
-            "channels": model.channels,
-            "size": model.size,
-            "mean": model.mean,
-            "std": model.std,
-        },
-        "head": model.head,
     }
+    if isinstance(model, Classifier):
+        preprocessing = {"channels": model.channels, "size": model.size, "mean": model.mean, "std": model.std}
+        config |= {"preprocessing": preprocessing, "head": model.head}
+    else:
+        config["spec"] = _plain_spec(model)
     try:
         text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as error:
@@ -76,7 +78,7 @@ def save(model: Classifier, folder: str | Path) -> Path:
     return folder
 
 
-def load(folder: str | Path, factory: str | Callable[..., Any] | None = None) -> Classifier:
+def load(folder: str | Path, factory: str | Callable[..., Any] | None = None) -> Model:
     """Load a model that :func:`save` wrote.
 
     Args:
@@ -84,7 +86,7 @@ def load(folder: str | Path, factory: str | Callable[..., Any] | None = None) ->
             hub.
         factory: Your own class or function (or its ``package.module.Class``) for a model whose factory is not
             one of this package's. It is called with the saved arguments, plus ``num_classes`` where it takes
-            it.
+            it; for another task than classification with what the model was built for, then the arguments.
 
     Returns:
         The model in eval mode, on the CPU, in the floating dtype in which it was saved. Torch's random state
@@ -107,25 +109,37 @@ def load(folder: str | Path, factory: str | Callable[..., Any] | None = None) ->
     return model.eval()
 
 
+def load_classifier(folder: str | Path) -> Classifier:
+    """Load a model that must be a classifier.
+
+    Raises:
+        LimbeckError: as of :func:`load`, or it is a model for another task.
+    """
+    model = load(folder)
+    if not isinstance(model, Classifier):
+        raise LimbeckError(f"{folder} is a model for {model.task}; this needs a classifier of images")
+    return model
+
+
 def load_weights(module: nn.Module, folder: str | Path) -> None:
     """Copy saved weights into a live module, whatever its device and dtype.
 
     Raises:
-        LimbeckError: as of :func:`load`; or the module is a classifier whose classes are not the saved ones.
+        LimbeckError: as of :func:`load`; or the module is a model whose classes are not the saved ones.
             The module is unchanged then.
     """
     path = _locate(folder)
     config = _read_config(path)
-    if isinstance(module, Classifier) and list(module.classes) != config["classes"]:
+    if isinstance(module, Model) and list(module.classes) != config["classes"]:
         raise LimbeckError(f"{path} has the classes {config['classes']}, the model has {list(module.classes)}")
     copy(read_weights(path), module, path)
 
 
-def push_to_hub(model: Classifier, repo: str, private: bool = False) -> str:
+def push_to_hub(model: Model, repo: str, private: bool = False) -> str:
     """Save a model into a repository of the Hugging Face hub.
 
     Args:
-        model: The classifier.
+        model: The model.
         repo: ``user/repo``; made if it does not exist.
         private: Whether a repository that is made is private.
 
@@ -139,7 +153,7 @@ def push_to_hub(model: Classifier, repo: str, private: bool = False) -> str:
         return upload(save(model, folder), repo, private)
 
 
-def folder(task: ImageTask, *, path: str) -> Classifier:
+def folder(task: Any, *, path: str) -> Model:
     """A model that limbeck saved, with the classes it was saved with.
 
     Args:
@@ -149,7 +163,7 @@ def folder(task: ImageTask, *, path: str) -> Classifier:
     return load(path).train()
 
 
-def hub(task: ImageTask, *, repo: str) -> Classifier:
+def hub(task: Any, *, repo: str) -> Model:
     """A model that limbeck saved to the Hugging Face hub, with the classes it was saved with.
 
     Args:
@@ -182,26 +196,65 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path} has format_version {version!r}, this limbeck reads {FORMAT_VERSION}: "
             "not a limbeck model, or one of another version of limbeck"
         )
-    kinds = {"task": str, "factory": str, "arguments": dict, "classes": list, "preprocessing": dict}
+    kinds = {"task": str, "factory": str, "arguments": dict, "classes": list}
+    kinds["preprocessing" if config.get("task") == Classifier.task else "spec"] = dict
     for key, kind in kinds.items():
         if not isinstance(config.get(key), kind):
             raise LimbeckError(f"{path}: {key!r} must be a {kind.__name__}, got {config.get(key)!r}")
-    if config["task"] != TASK:
-        raise LimbeckError(f"{path} is a model for {config['task']!r}, not for {TASK!r}")
-    lacking = {"channels", "size", "mean", "std"} - set(config["preprocessing"])
-    if lacking:
-        raise LimbeckError(f"{path}: 'preprocessing' lacks {sorted(lacking)}")
+    if config["task"] == Classifier.task:
+        lacking = {"channels", "size", "mean", "std"} - set(config["preprocessing"])
+        if lacking:
+            raise LimbeckError(f"{path}: 'preprocessing' lacks {sorted(lacking)}")
+    elif config["spec"].get("kind") not in SPECS:
+        raise LimbeckError(
+            f"{path}: 'spec' is of the unknown kind {config['spec'].get('kind')!r}; known: {', '.join(SPECS)}"
+        )
     return config
 
 
-def _make(path: Path, config: Mapping[str, Any], factory: str | Callable[..., Any] | None) -> Classifier:
-    name, arguments, classes = config["factory"], config["arguments"], tuple(config["classes"])
-    preprocessing = config["preprocessing"]
+def _plain_spec(model: Model) -> dict[str, Any]:
+    """What a model was built for, as plain data."""
+    kind = type(model.spec)
+    for name, where in SPECS.items():
+        if where == f"{kind.__module__}:{kind.__qualname__}":
+            return {"kind": name, **dataclasses.asdict(model.spec)}  # type: ignore[call-overload]  # a dataclass
+    raise LimbeckError(f"{type(model).__name__} was built for a {kind.__qualname__}; known: {', '.join(SPECS)}")
+
+
+def _spec(config: Mapping[str, Any], path: Path) -> Any:
+    fields = {key: _tuples(value) for key, value in config["spec"].items() if key != "kind"}
+    module, _, name = SPECS[config["spec"]["kind"]].partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)(**fields)
+    except TypeError as error:
+        raise LimbeckError(f"{path / CONFIG}: cannot read 'spec': {error}") from None
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON made a list was a tuple: specs are frozen."""
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
+
+
+def _make(path: Path, config: Mapping[str, Any], factory: str | Callable[..., Any] | None) -> Model:
+    name, arguments = config["factory"], config["arguments"]
     if factory is None and (name not in BUILDERS or name in READERS):
         raise LimbeckError(
             f"{path} was made by {name!r}, which is not a builder of limbeck; code that a file names is "
             f"not run: hand it over, load(folder, factory={name.rpartition('.')[2]})"
         )
+    if config["task"] == Classifier.task:
+        return _make_classifier(path, config, factory)
+    function = find(name) if factory is None else find(factory) if isinstance(factory, str) else factory
+    model: Model = function(_spec(config, path), **arguments)
+    if not isinstance(model, Model) or model.task != config["task"]:
+        raise LimbeckError(f"{path} holds a model for {config['task']!r}, and {name} made a {type(model).__name__}")
+    model.factory, model.arguments = name, arguments
+    return model
+
+
+def _make_classifier(path: Path, config: Mapping[str, Any], factory: str | Callable[..., Any] | None) -> Classifier:
+    name, arguments, classes = config["factory"], config["arguments"], tuple(config["classes"])
+    preprocessing = config["preprocessing"]
     channels, size = preprocessing["channels"], preprocessing["size"]
     try:
         # Only a module of the user's own may have no size, and it is not shown the task.

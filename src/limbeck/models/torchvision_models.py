@@ -54,7 +54,7 @@ def torchvision(task: ImageTask, *, model: str, weights: str | None = None, size
         what = f"load the weights {weights} of" if weights else "make"
         raise LimbeckError(f"torchvision cannot {what} {model!r}: {type(error).__name__}: {error}") from error
     if pretrained is not None:
-        _replace_head(body, len(pretrained.meta["categories"]), len(task.classes))
+        replace_head(body, len(pretrained.meta["categories"]), len(task.classes))
     classifier = Classifier(
         body, task.classes, channels=3, size=task.size if size is None else size, mean=mean, std=std
     )
@@ -64,7 +64,7 @@ def torchvision(task: ImageTask, *, model: str, weights: str | None = None, size
     return classifier
 
 
-def _replace_head(body: nn.Module, old: int, new: int) -> None:
+def replace_head(body: nn.Module, old: int, new: int) -> None:
     """Put a new layer of ``new`` outputs in the place of every classification layer of ``old``."""
     for name, module in list(body.named_modules()):
         head: nn.Module

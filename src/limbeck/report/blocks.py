@@ -15,13 +15,17 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the row; ``marks[i]`` is the colour key of row i, if it has one."""
+    """A table whose first column names the row; ``marks[i]`` is the colour key of row i, if it has one.
+
+    With ``prose`` cells are sentences, which run from the left and wrap; else numbers.
+    """
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     marks: tuple[str, ...] = ()
     folded: bool = False
+    prose: bool = False
     kind: ClassVar[str] = "table"
 
 
@@ -70,9 +74,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures in a grid."""
+    """Pictures in a grid; ``wide``: broad ones, in their own proportions."""
 
     pictures: tuple[Picture, ...]
+    wide: bool = False
     kind: ClassVar[str] = "gallery"
 
 

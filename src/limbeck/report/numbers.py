@@ -32,12 +32,32 @@ METRICS = {
     "adaptive_ece": Metric("Adaptive ECE", "percent", "lower", 2),
     "aurc": Metric("AURC", "decimal", "lower", 4),
     "e_aurc": Metric("E-AURC", "decimal", "lower", 4),
+    "coverage": Metric("Coverage of pseudo labels", "percent", "higher", 1),
+    "precision": Metric("Precision of pseudo labels", "percent", "higher", 1),
+    "used": Metric("Unlabelled samples with a loss", "percent", "higher", 1),
+    "miou": Metric("mIoU", "percent", "higher", 1),
+    "pixel_accuracy": Metric("Pixel accuracy", "percent", "higher", 1),
+    "pseudo_accuracy": Metric("Accuracy of pseudo labels, first half", "percent", "higher", 1),
+    "token_nll": Metric("Token NLL", "decimal", "lower", 3),
+    "perplexity": Metric("Perplexity", "decimal", "lower", 2),
+    "teacher_nll": Metric("Teacher NLL of samples", "decimal", "lower", 3),
+    "distinct_5": Metric("Different 5-grams in samples", "percent", "higher", 1),
+    "initial_gradient_norm": Metric("Norm of the first gradient", "decimal", "lower", 3),
+    "energy_distance": Metric("Energy distance", "decimal", "lower", 4),
+    "sliced_wasserstein": Metric("Sliced Wasserstein", "decimal", "lower", 4),
+    "frechet_distance": Metric("Fréchet distance", "decimal", "lower", 2),
+    "modes": Metric("Modes hit", "decimal", "higher", 1),
+    "calls": Metric("Calls of the network", "decimal", "lower", 0),
+    "error": Metric("Error", "percent", "lower", 1),
+    "spearman": Metric("Spearman correlation", "decimal", "higher", 3),
+    "pearson": Metric("Pearson correlation", "decimal", "higher", 3),
+    "auc": Metric("AUC", "decimal", "higher", 3),
     "parameters": Metric("Parameters", "count", "lower", 3),
     "macs": Metric("MACs", "count", "lower", 3),
     "latency_ms": Metric("Latency", "ms", "lower", 3),
     "temperature": Metric("Temperature", "decimal", "lower", 2),
 }
-_PREFIXES = {"scaled": "temperature-scaled", "validation": "validation"}
+_PREFIXES = {"scaled": "temperature-scaled", "validation": "validation", "one_step": "one call"}
 
 
 def metric(name: str) -> Metric:

@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from limbeck import __version__
-from limbeck.data import ImageData
+from limbeck.data import Data
 from limbeck.errors import LimbeckError
 from limbeck.report.blocks import Section, Text
 from limbeck.report.folder import Loaded, load
@@ -17,7 +17,7 @@ from limbeck.report.verdict import headline
 _HERE = Path(__file__).parent
 
 
-def write(folder: Path, data: ImageData | None = None) -> Path:
+def write(folder: Path, data: Data | None = None) -> Path:
     """Write ``FOLDER/report.html``: one file that shows a run or a comparison, without any network.
 
     Args:
@@ -41,7 +41,7 @@ def write(folder: Path, data: ImageData | None = None) -> Path:
     return path
 
 
-def _made(make: Make, loaded: Loaded, data: ImageData | None) -> Section | None:
+def _made(make: Make, loaded: Loaded, data: Data | None) -> Section | None:
     """A section; where it cannot be made the page says why, and the rest of the result is still shown."""
     try:
         return make(loaded, data)
@@ -50,7 +50,7 @@ def _made(make: Make, loaded: Loaded, data: ImageData | None) -> Section | None:
         return Section(name, name.capitalize(), (Text(f"This part cannot be shown: {error}", "warning"),))
 
 
-def _render(loaded: Loaded, data: ImageData | None) -> str:
+def _render(loaded: Loaded, data: Data | None) -> str:
     from plotly.offline import get_plotlyjs
 
     sections = [section for make in SECTIONS if (section := _made(make, loaded, data)) is not None]

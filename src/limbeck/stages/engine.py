@@ -22,6 +22,7 @@ class Engine:
         module: the objective as Fabric wrapped it; calls go through DDP, FSDP and autocast.
         optimizers: by the names of ``Objective.parameter_groups``.
         values: the logged scalars of the current update.
+        number: which update of the fit this is, from 0.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Engine:
         self.accumulate = accumulate
         self.clip_grad_norm = clip_grad_norm
         self.values: dict[str, Tensor] = {}
+        self.number = 0
         # In full precision on one device Fabric's wrappers change nothing and cost more than a small loss.
         self.plain = module._forward_module is module.module and type(fabric.strategy.precision) is Precision
         self.call = module.module if self.plain else module
@@ -61,7 +63,10 @@ class Engine:
         objective = self.objective
         self.values = {}
         objective.step(batch, self)
+        for name, parts in objective.observed.items():
+            self.values[name] = self._seen(_merged(parts))
         objective.finish(batch)
+        self.number += 1
 
     def minimise(self, batch: Batch, *, terms: str = "terms", optimizer: str = "main") -> None:
         """Minimise the sum of the objective's ``terms`` on ``batch`` by one step of ``optimizer``."""
@@ -94,6 +99,14 @@ class Engine:
         if self.fabric.world_size == 1:
             return term.value
         return Mean(term.total * self.fabric.world_size, self._over_processes(term.count)).value
+
+    def _seen(self, value: Tensor | Mean) -> Tensor:
+        """What the log keeps of an observed value: NaN for a mean over nothing, which it leaves out."""
+        if isinstance(value, Tensor):
+            return value
+        count = value.count if self.fabric.world_size == 1 else self._over_processes(value.count)
+        # Over several processes the log takes the mean of the shares.
+        return value.total * self.fabric.world_size / count
 
     def _over_processes(self, count: Tensor) -> Tensor:
         # A copy: the reduction works in place, and terms may share a count.

@@ -9,32 +9,31 @@ import copy
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
-from torch import Tensor, nn
+from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
+from limbeck.data.data import Data
 from limbeck.data.fingerprint import fingerprint
 from limbeck.data.random import derive
-from limbeck.data.samples import ImageData
 from limbeck.data.stream import Stream
 from limbeck.errors import LimbeckError
-from limbeck.metrics.classification import summary
-from limbeck.models.classifier import Classifier
 from limbeck.models.folder import load_weights, save
+from limbeck.models.model import Model
+from limbeck.stages.best import Best
 from limbeck.stages.checkpoint import Checkpoint
+from limbeck.stages.digest import digest, plain_arguments
 from limbeck.stages.engine import Engine
-from limbeck.stages.evaluation import measure, predict_logits
-from limbeck.stages.files import saving, write_atomically, write_json
+from limbeck.stages.evaluation import evaluation
+from limbeck.stages.files import saving, write_json
 from limbeck.stages.interrupt import Interrupt
 from limbeck.stages.log import Log
 from limbeck.stages.objective import Batch, Objective, Plan
@@ -60,7 +59,7 @@ class Fit:
         settings: how long, how fast, on what.
     """
 
-    def __init__(self, name: str, objective: Objective, data: ImageData, settings: FitSettings) -> None:
+    def __init__(self, name: str, objective: Objective, data: Data, settings: FitSettings) -> None:
         self.name = name
         self.objective = objective
         self.data = data
@@ -68,16 +67,10 @@ class Fit:
 
     def identity(self, context: Context) -> Mapping[str, Any]:
         """What decides the weights: objective, its source and first weights, data, settings and seed."""
-        settings = {key: value for key, value in self.settings.plain().items() if key not in WITHOUT_EFFECT}
-        plain = (bool, int, float, str, tuple, list, type(None))
-        arguments = {
-            key: value
-            for key, value in vars(self.objective).items()
-            if not key.startswith("_") and key != "training" and isinstance(value, plain)
-        }
+        settings = deciding(self.settings.plain())
         return {
             "objective": f"{type(self.objective).__module__}.{type(self.objective).__qualname__}",
-            "arguments": arguments,
+            "arguments": plain_arguments(self.objective),
             "source": source_hash(type(self.objective)),
             "modules": hashlib.sha256(_ADDRESS.sub("", repr(self.objective)).encode()).hexdigest(),
             "weights": digest(self.objective),
@@ -87,23 +80,26 @@ class Fit:
             "limbeck": versions()["limbeck"],
         }
 
-    def load(self, folder: Path) -> Classifier:
-        """The student with the weights of the finished fit."""
-        student = self.objective.student
+    def load(self, folder: Path) -> Model:
+        """The model that is kept, with the weights of the finished fit."""
+        student = self.objective.trained()
         load_weights(student, folder / "model")
         if is_first_process():
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            for name in (CHECKPOINT, Best.FILE):
+                (folder / name).unlink(missing_ok=True)
         student.zero_grad()
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            student.requires_grad_(True)  # an average of weights: whoever receives it may train on
         return student.eval()
 
-    def untrained(self) -> Classifier:
-        """The student as it is."""
-        return self.objective.student
+    def untrained(self) -> Model:
+        """The model that is kept, as it is."""
+        return self.objective.trained()
 
     def describe(self) -> dict[str, Any]:
         """Sizes, and the time that a few updates on a copy lead to expect."""
         stream = _streams(self.objective, self.data, self.settings, 0)
-        total = self.settings.total_updates(_samples(stream))
+        total = self.settings.total_updates(*_epoch(stream))
         return {
             "stage": self.name,
             "updates": total,
@@ -142,13 +138,14 @@ class Fit:
     def _set_up(self, fabric: Fabric, seed: int) -> tuple[Engine, dict[str, Stream], int]:
         settings, objective = self.settings, self.objective
         streams = _streams(objective, self.data, settings, seed)
-        total = settings.total_updates(_samples(streams))
+        total = settings.total_updates(*_epoch(streams))
+        samples, batch_size = _epoch(streams)
         objective.begin(
             Plan(
                 num_samples=self.data.train.num_samples,
                 num_classes=len(self.data.classes),
                 updates=total,
-                epochs=total * settings.batch_size / _samples(streams),
+                epochs=total * batch_size / samples,
             )
         )
         objective.train()
@@ -189,8 +186,10 @@ class Fit:
         rates = {name: [g["lr"] for g in o.param_groups] for name, o in engine.optimizers.items()}
         log = Log(folder, fabric, list(settings.loggers))
         checkpoint = Checkpoint(folder / CHECKPOINT, engine, log, objective)
+        best = Best(folder, objective, fabric) if settings.select == "best" else None
         update, spent = checkpoint.restore()
-        samples = _samples(streams)
+        engine.number = update
+        samples, batch_size = _epoch(streams)
         if update == 0:
             self._look_at_teachers(fabric, log, context)
         evaluations = {round(total * (k + 1) / settings.evaluations) for k in range(settings.evaluations)}
@@ -202,19 +201,22 @@ class Fit:
                 for name, optimizer in engine.optimizers.items():
                     for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
                         group["lr"] = rate * factor
-                _seed_update(seed, update, fabric)
+                seed_update(seed, update, fabric)
                 engine.update(batch)
                 update += 1
                 log.add(update, engine.values)
                 context.reporter.advance(update, log.last)
-                epoch = update * settings.batch_size / samples
+                epoch = update * batch_size / samples
                 if update % settings.log_every == 0 or update == total:
                     rate = next(iter(rates.values()))[0] * factor
                     log.flush(update, epoch, {"lr": rate})
                 if update in evaluations and len(self.data.validation):
                     checkpoint.check(update)
                     checkpoint.gather()
-                    log.rows(update, epoch, "validation", self._validation(objective.student, fabric))
+                    values = self._validation(objective.trained(), fabric)
+                    log.rows(update, epoch, "validation", values)
+                    if best:
+                        best.look(update, values)
                 due = time.perf_counter() - saved > settings.checkpoint_seconds
                 save, stop = checkpoint.agreed(due, interrupt.asked, update)
                 if (save or stop) and update < total:
@@ -225,6 +227,8 @@ class Fit:
                         return f"{self.name} stopped after update {update} of {total}"
             checkpoint.check(update)
             checkpoint.gather()
+            if best:
+                best.restore()
             if fabric.global_rank == 0:
                 self._finish(folder, context, update, time.perf_counter() - begin, fabric.device)
                 log.close()
@@ -238,35 +242,26 @@ class Fit:
                 continue
             values = self._validation(teacher, fabric)
             log.rows(0, 0.0, name, values)
-            chance = 1 / len(self.data.classes)
-            hint = ": NO BETTER THAN CHANCE, is it the right teacher?" if values["accuracy"] <= 1.2 * chance else ""
-            if fabric.global_rank == 0:
-                context.reporter.say(f"{self.name}: {name} validation accuracy {values['accuracy']:.3f}{hint}")
+            if not values or fabric.global_rank != 0:
+                continue
+            metric = "accuracy" if "accuracy" in values else next(iter(values))
+            blind = metric == "accuracy" and values[metric] <= 1.2 / len(self.data.classes)
+            hint = ": NO BETTER THAN CHANCE, is it the right teacher?" if blind else ""
+            context.reporter.say(f"{self.name}: {name} validation {metric} {values[metric]:.3f}{hint}")
 
     def _validation(self, model: nn.Module, fabric: Fabric) -> dict[str, float]:
         def values() -> dict[str, float]:
-            predictions = predict_logits(model, self.data.validation, device=fabric.device)
-            return summary(predictions.logits, predictions.labels)
+            return evaluation(self.objective.trained().task).validate(model, self.data, fabric.device)
 
         return on_first_process(fabric, values) if is_sharded(fabric) else values()
 
     def _finish(self, folder: Path, context: Context, updates: int, seconds: float, device: torch.device) -> None:
+        model = self.objective.trained()
+        streams = _streams(self.objective, self.data, self.settings, 0)
+        samples_an_update = sum(stream.batch_size for stream in streams.values())
         with saving(folder / "model"):
-            save(self.objective.student, folder / "model")
-        metrics, predictions = measure(self.objective.student, self.data, device=device)
-        tensors = {"logits": predictions.logits, "label": predictions.labels, "index": predictions.indices}
-        for name, teacher in self.objective.teachers().items():
-            of_teacher, predictions = measure(teacher, self.data, device=device)
-            tensors[f"{name}_logits"] = predictions.logits
-            metrics |= {f"{name}/{key}": value for key, value in of_teacher.items()}
-        classes = {"classes": json.dumps(list(self.data.classes))}
-        write_atomically(
-            folder / "predictions.safetensors",
-            # Not save_file, whose error on a full disk is no OSError.
-            lambda part: part.write_bytes(
-                safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, classes)
-            ),
-        )
+            save(model, folder / "model")
+        metrics = evaluation(model.task).report(model, self.objective.teachers(), self.data, folder, device)
         write_json(
             folder / "result.json",
             {
@@ -274,22 +269,30 @@ class Fit:
                 "method": context.method,
                 "stage": self.name,
                 "seed": context.seed,
-                "metrics": metrics,
+                "metrics": metrics | self.objective.summary(),
                 "updates": updates,
-                "samples_seen": updates * self.settings.batch_size,
+                "samples_seen": updates * samples_an_update,
                 "seconds": round(seconds, 3),
                 "versions": versions(),
             },
         )
 
 
-def _streams(objective: Objective, data: ImageData, settings: FitSettings, seed: int) -> dict[str, Stream]:
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain settings of a fit without those that do not change the weights."""
+    chosen = {"evaluations"} if settings.get("select") == "best" else set()
+    return {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT or key in chosen}
+
+
+def _streams(objective: Objective, data: Data, settings: FitSettings, seed: int) -> dict[str, Stream]:
     streams = objective.streams(data, settings.batch_size, seed)
     return {"": streams} if isinstance(streams, Stream) else dict(streams)
 
 
-def _samples(streams: Mapping[str, Stream]) -> int:
-    return max(len(stream.samples) for stream in streams.values())
+def _epoch(streams: Mapping[str, Stream]) -> tuple[int, int]:
+    """Samples and batch size of the stream that takes the most updates to be read once: that is an epoch."""
+    longest = max(streams.values(), key=lambda stream: len(stream.samples) / stream.batch_size)
+    return len(longest.samples), longest.batch_size
 
 
 def _batches(streams: Mapping[str, Stream], start: int, stop: int, fabric: Fabric, workers: int) -> Iterator[Batch]:
@@ -303,7 +306,7 @@ def _batches(streams: Mapping[str, Stream], start: int, stop: int, fabric: Fabri
         yield fabric.to_device(batch) if move else batch
 
 
-def _seed_update(seed: int, update: int, fabric: Fabric) -> None:
+def seed_update(seed: int, update: int, fabric: Fabric) -> None:
     """Draws inside an update (dropout, mixing) are a function of (seed, update, process)."""
     number = derive(seed, "update", update, fabric.global_rank)
     if fabric.device.type == "cpu":
@@ -311,14 +314,3 @@ def _seed_update(seed: int, update: int, fabric: Fabric) -> None:
         torch.default_generator.manual_seed(number)
     else:
         torch.manual_seed(number)
-
-
-def digest(module: nn.Module) -> str:
-    """SHA-256 of all weights and buffers of a module, frozen teachers included."""
-    digest = hashlib.sha256()
-    state: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

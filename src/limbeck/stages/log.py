@@ -1,6 +1,7 @@
 """The log of a fit: named values on the device until a row is due, then one transfer and one write."""
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ class Log:
                 f"{term} became NaN or infinite at update {update}; the last good state is kept. "
                 "Lower the learning rate, set fit.clip_grad_norm, or look at the data of that batch."
             )
-        return {name: float(found.mean()) for name, found in host.items()}
+        # NaN is a mean over nothing, such as the precision of pseudo labels where there were none.
+        means = {name: float(found.nanmean()) for name, found in host.items()}
+        return {name: mean for name, mean in means.items() if not math.isnan(mean)}
 
     def flush(self, update: int, epoch: float, extra: Mapping[str, float]) -> None:
         """Write one row a name for the window that ends at ``update``."""

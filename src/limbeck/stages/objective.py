@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.samples import ImageData
 from limbeck.data.stream import Stream
 from limbeck.losses.reduction import Mean
-from limbeck.models.classifier import Classifier
+from limbeck.models.model import Model
 from limbeck.teachers.frozen import Frozen
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Objective(nn.Module):
     step, and call ``finish``. A paper with a single fit is this class and nothing else.
     """
 
-    student: Classifier
+    student: Model
     progress: ClassVar[tuple[str, str]] = ("nll", "lower")
     """The validation metric that improves while the method learns, and its better direction."""
 
@@ -56,8 +55,8 @@ class Objective(nn.Module):
         """The named terms of the loss, already weighted: their sum is minimised.
 
         Args:
-            batch: ``image [B, C, H, W]`` (further views by name), ``label [B]`` (-1 where unlabelled),
-                ``index [B]``, ``epoch [B]`` (from 0).
+            batch: what the streams of :meth:`streams` give; of images ``image [B, C, H, W]`` (further views by
+                name), ``label [B]`` (-1 where unlabelled), ``index [B]``, ``epoch [B]`` (from 0).
 
         Returns:
             Scalars (means over the batch) or :class:`~limbeck.losses.reduction.Mean` where only a part of
@@ -80,12 +79,20 @@ class Objective(nn.Module):
         """Parameters by optimiser; one optimiser, ``main``, over all that train unless overridden."""
         return {"main": (p for p in self.parameters() if p.requires_grad)}
 
-    def streams(self, data: ImageData, batch_size: int, seed: int) -> Stream | dict[str, Stream]:
-        """What the fit reads: by default the training samples in the data's training view.
+    def trained(self) -> Model:
+        """The model that is validated, measured and kept; the student, unless the paper keeps its average."""
+        return self.student
+
+    def summary(self) -> dict[str, float]:
+        """Further numbers for ``result.json``, asked for after the last update."""
+        return {}
+
+    def streams(self, data: Any, batch_size: int, seed: int) -> Stream | dict[str, Stream]:
+        """What the fit reads: by default the training samples in the training views of the method's data.
 
         Several streams are a dict: the batch is then a dict of batches under the same names.
         """
-        return Stream(data.train, batch_size, seed, views={"image": data.view}, flip=data.flip)
+        return Stream(data.train, batch_size, seed, views=data.training_views, flip=data.flip)
 
     def teachers(self) -> dict[str, Frozen]:
         """Frozen teachers by name; they are measured before training and beside the student at the end."""
@@ -96,11 +103,26 @@ class Objective(nn.Module):
         """Close an update: hand what :meth:`keep` was given over to :meth:`after_update`."""
         self.after_update({**batch, **{name: torch.cat(parts) for name, parts in self.kept.items()}})
         self.kept.clear()
+        self.observed.clear()
 
     def keep(self, **values: Tensor) -> None:
         """Hand per-sample values (first dimension the batch) of ``terms`` over to ``after_update``."""
         for name, value in values.items():
             self.kept.setdefault(name, []).append(value.detach())
+
+    def observe(self, **values: Tensor | Mean) -> None:
+        """Log what is no loss: coverage and precision of pseudo labels, the state of a schedule.
+
+        A ``Mean`` over nothing is left out of the log. Observing changes no result.
+        """
+        for name, value in values.items():
+            detached = Mean(value.total.detach(), value.count.detach()) if isinstance(value, Mean) else value.detach()
+            self.observed.setdefault(name, []).append(detached)
+
+    @property
+    def observed(self) -> dict[str, list[Tensor | Mean]]:
+        """What :meth:`observe` collected since the last update."""
+        return self.__dict__.setdefault("_observed", {})
 
     @property
     def kept(self) -> dict[str, list[Tensor]]:

@@ -12,7 +12,7 @@ from limbeck.errors import LimbeckError, nearest
 from limbeck.stages import schedule as schedules
 
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
-SCHEDULES = ("cosine", "linear", "multistep", "constant")
+SCHEDULES = ("cosine", "quarter_cosine", "linear", "multistep", "constant")
 
 
 def _sgd() -> dict[str, Any]:
@@ -28,7 +28,9 @@ class FitSettings:
         updates: number of optimiser updates.
         batch_size: samples an update, over all processes and micro-batches together.
         optimizer: ``name`` (sgd, adam, adamw, rmsprop) and the arguments of that torch.optim class.
-        schedule: ``name`` (cosine, linear, multistep, constant) of the learning rate and its arguments.
+        schedule: ``name`` (cosine, quarter_cosine, linear, multistep, constant) of the learning rate and its arguments.
+        decay_biases: whether weight decay also pulls on biases and on scales and shifts of normalisation layers (all
+            parameters of fewer than two dimensions).
         clip_grad_norm: largest norm of the gradient; none by default.
         accumulate: micro-batches that each batch is split into (less memory, the same gradient).
         accelerator: Lightning Fabric's accelerator (auto, cpu, cuda, mps ...).
@@ -39,6 +41,7 @@ class FitSettings:
         workers: processes that prepare batches; 0 prepares them in the training process.
         log_every: updates between two rows of the log.
         evaluations: how often the validation data are measured, evenly spread, the end included.
+        select: which weights are kept: the last, or those of the best evaluation on the validation data.
         checkpoint_seconds: seconds between two checkpoints.
         loggers: further logs beside metrics.csv: tensorboard, wandb.
     """
@@ -48,6 +51,7 @@ class FitSettings:
     batch_size: int = 64
     optimizer: dict[str, Any] = field(default_factory=_sgd)
     schedule: dict[str, Any] = field(default_factory=lambda: {"name": "cosine"})
+    decay_biases: bool = True
     clip_grad_norm: float | None = None
     accumulate: int = 1
     accelerator: str = "auto"
@@ -58,6 +62,7 @@ class FitSettings:
     workers: int = 0
     log_every: int = 50
     evaluations: int = 10
+    select: Literal["last", "best"] = "last"
     checkpoint_seconds: float = 60.0
     loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
 
@@ -78,6 +83,10 @@ class FitSettings:
             raise LimbeckError("fit.epochs or fit.updates must be positive")
         if self.evaluations < 0:
             raise LimbeckError(f"fit.evaluations is {self.evaluations}; it must be at least 0")
+        if self.select not in ("last", "best"):
+            raise LimbeckError(f"fit.select is {self.select!r}; it must be last or best")
+        if self.select == "best" and not self.evaluations:
+            raise LimbeckError("fit.select best chooses among evaluations, and fit.evaluations is 0")
         self.make_optimizer([nn.Parameter(torch.zeros(1))])
         self.make_schedule()
 
@@ -86,11 +95,11 @@ class FitSettings:
         strategy = self.strategy if isinstance(self.strategy, str) else type(self.strategy).__qualname__
         return {**asdict(replace(self, strategy="auto")), "strategy": strategy}
 
-    def total_updates(self, samples: int) -> int:
-        """Number of updates on ``samples`` training samples."""
+    def total_updates(self, samples: int, batch_size: int | None = None) -> int:
+        """Number of updates on ``samples`` training samples, read in batches of ``batch_size`` (default: the fit's)."""
         if self.updates is not None:
             return self.updates
-        return max(1, int(self.epochs * samples) // self.batch_size)
+        return max(1, int(self.epochs * samples) // (batch_size or self.batch_size))
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter], *, fused: bool = False) -> torch.optim.Optimizer:
         """The optimiser over ``parameters``; ``fused`` asks for torch's fused kernels unless the settings decide."""
@@ -99,8 +108,9 @@ class FitSettings:
         decided = any(arguments.get(key) is not None for key in ("fused", "foreach")) or arguments.get("differentiable")
         if fused and not decided and "fused" in inspect.signature(make).parameters:
             arguments["fused"] = True
+        groups = parameters if self.decay_biases else _without_decay_of_biases(parameters)
         try:
-            optimizer: torch.optim.Optimizer = make(parameters, **arguments)
+            optimizer: torch.optim.Optimizer = make(groups, **arguments)
         except (TypeError, ValueError) as error:
             raise LimbeckError(f"fit.optimizer: {error}") from None
         return optimizer
@@ -114,6 +124,14 @@ class FitSettings:
         except TypeError as error:
             raise LimbeckError(f"fit.schedule: {error}") from None
         return schedule
+
+
+def _without_decay_of_biases(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Two groups: matrices and kernels, which decay, and all that has fewer than two dimensions."""
+    every = list(parameters)
+    decayed: dict[str, Any] = {"params": [p for p in every if p.ndim > 1]}
+    others: dict[str, Any] = {"params": [p for p in every if p.ndim < 2], "weight_decay": 0.0}
+    return [group for group in (decayed, others) if group["params"]]
 
 
 def optimizer_class(name: str) -> Any:

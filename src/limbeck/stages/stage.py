@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 import limbeck
+from limbeck.data.random import derive
 from limbeck.errors import LimbeckError
 from limbeck.stages.files import write_json
 from limbeck.stages.progress import Reporter
@@ -74,13 +75,20 @@ def drive(program: Program, context: Context) -> Any:
     artefact = None
     while True:
         try:
-            stage = program.send(artefact)
+            stage = _next(program, artefact, context)
         except StopIteration as finished:
             return finished.value
         if stage.name in context.stages:
             raise LimbeckError(f"{context.method} yields two stages named {stage.name!r}; give each its own name")
         context.stages.append(stage.name)
         artefact = _describe(stage, context) if context.dry_run else _execute(stage, context)
+
+
+def _next(program: Program, artefact: Any, context: Context) -> Stage:
+    """The program's next stage; what it draws on the way, such as first weights, depends on the seed only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(context.seed, "program", len(context.stages)))
+        return program.send(artefact)
 
 
 def _describe(stage: Stage, context: Context) -> Any:

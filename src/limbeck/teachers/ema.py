@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
-from limbeck.models.classifier import ClassifierOutput
 from limbeck.models.precision import keep_dtype
 
 
@@ -16,14 +15,16 @@ class EMA(nn.Module):
     """Exponential moving average of a model's weights (mean teacher, arXiv:1703.01780, section 2).
 
     After each update ``theta' = d theta' + (1 - d) theta``, where ``d = min(decay, (1 + t) / (10 + t))`` with
-    ``t`` = updates made before, or ``d = decay`` without warm-up. The average is part of ``state_dict``, gets
+    ``t`` = updates made before, or ``d = decay`` without warm-up. With ``warmup="mean"`` it is
+    ``d = min(decay, 1 - 1 / (t + 1))``: a copy first, then the plain mean of all models until ``decay`` is reached
+    (the ramp of the mean teacher's released code, DACS and U2PL). The average is part of ``state_dict``, gets
     no gradient, predicts in eval mode, and stays in float32 under half precision, which would swallow its
     small steps.
 
     Args:
         model: The model to average; copied.
         decay: Share of the old average that is kept, in [0, 1]. 0 copies the model, 1 keeps its start.
-        warmup: Whether the first updates keep less (0.1 at the first).
+        warmup: Whether the first updates keep less (0.1 at the first), and by which ramp.
         buffers: Whether buffers (the statistics of batch normalisation) are copied from the model or averaged
             like weights. Integer buffers are always copied.
 
@@ -37,7 +38,7 @@ class EMA(nn.Module):
         self,
         model: nn.Module,
         decay: float = 0.999,
-        warmup: bool = True,
+        warmup: bool | Literal["mean"] = True,
         buffers: Literal["copy", "average"] = "copy",
     ) -> None:
         super().__init__()
@@ -45,6 +46,8 @@ class EMA(nn.Module):
             raise LimbeckError(f"decay of the average must be in [0, 1], got {decay}")
         if buffers not in ("copy", "average"):
             raise LimbeckError(f"buffers must be 'copy' or 'average', got {buffers!r}")
+        if warmup not in (True, False, "mean"):
+            raise LimbeckError(f"warmup must be true, false or 'mean', got {warmup!r}")
         self.model = copy.deepcopy(model).requires_grad_(False)
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             if tensor.dtype in (torch.float16, torch.bfloat16):
@@ -60,10 +63,9 @@ class EMA(nn.Module):
         self.eval()
 
     @torch.no_grad()
-    def forward(self, batch: Mapping[str, Tensor] | Tensor) -> ClassifierOutput:
+    def forward(self, batch: Mapping[str, Tensor] | Tensor) -> Any:
         """The averaged model's output."""
-        output: ClassifierOutput = self.model(batch)
-        return output
+        return self.model(batch)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -82,6 +84,8 @@ class EMA(nn.Module):
     def next_decay(self) -> float:
         """The decay that the next update will use."""
         t = self._updates
+        if self.warmup == "mean":
+            return min(self.decay, 1 - 1 / (t + 1))
         return min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay
 
     def train(self, mode: bool = True) -> Self:

@@ -12,11 +12,34 @@ from limbeck.models.classifier import Classifier, ClassifierOutput
 from limbeck.teachers.frozen import Frozen
 
 
+def prior_weights(priors: Sequence[float], temperature: float) -> list[float]:
+    """Weights by how well each model is known to do: ``softmax(priors / temperature)`` (CV-DD, arXiv 2501.07575).
+
+    Args:
+        priors: One number a model, the larger the better; CV-DD's are accuracies in per cent.
+        temperature: > 0; the higher, the more equal the weights.
+
+    Returns:
+        One weight a model, of sum 1.
+
+    Raises:
+        LimbeckError: no priors, one that is not finite, or a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise LimbeckError(f"temperature of the priors is {temperature}; it must be above 0")
+    if not priors or not all(math.isfinite(prior) for prior in priors):
+        raise LimbeckError(f"priors must be finite numbers, one a model; got {list(priors)}")
+    powers = [math.exp((prior - max(priors)) / temperature) for prior in priors]
+    return [power / sum(powers) for power in powers]
+
+
 class Ensemble(nn.Module):
     """The (weighted) mean of several frozen classifiers.
 
     Args:
-        models: The members. Their classes are matched by name to those of the first.
+        models: The members: classifiers, or teachers such as
+            :class:`~limbeck.teachers.batch_statistics.BatchStatistics`. Their classes are matched by name to those
+            of the first.
         weights: One number >= 0 a member, brought to sum 1. Default: all equal.
         average: "probabilities" (the predictive mixture: logits are the log of the mean probability) or
             "logits" (the geometric mean, up to its normalisation).
@@ -30,7 +53,7 @@ class Ensemble(nn.Module):
 
     def __init__(
         self,
-        models: Sequence[Classifier],
+        models: Sequence[Classifier | Frozen],
         weights: Sequence[float] | None = None,
         average: Literal["probabilities", "logits"] = "probabilities",
     ) -> None:
@@ -43,7 +66,10 @@ class Ensemble(nn.Module):
         fits = len(shares) == len(models) and min(shares) >= 0 and math.isfinite(sum(shares))
         if not fits or sum(shares) == 0:
             raise LimbeckError(f"weights must be {len(models)} numbers >= 0, one a model, and not all 0; got {shares}")
-        self.classes: tuple[str, ...] = models[0].classes
+        first = models[0].classes
+        if first is None:
+            raise LimbeckError("member 0 of the ensemble does not name its classes")
+        self.classes: tuple[str, ...] = first
         self.members = nn.ModuleList(_member(models, place, self.classes) for place in range(len(models)))
         self.weights = [share / sum(shares) for share in shares]
         self.average = average
@@ -59,7 +85,7 @@ class Ensemble(nn.Module):
         return ClassifierOutput(torch.logsumexp(torch.stack(log_probs), dim=0), None)
 
 
-def _member(models: Sequence[Classifier], place: int, classes: tuple[str, ...]) -> Frozen:
+def _member(models: Sequence[Classifier | Frozen], place: int, classes: tuple[str, ...]) -> Frozen:
     try:
         return Frozen(models[place], classes)
     except LimbeckError as error:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
-from limbeck.models.classifier import ClassifierOutput
 
 
 class Frozen(nn.Module):
@@ -17,11 +16,11 @@ class Frozen(nn.Module):
     loading of the owner's state passes without the teacher's keys, and refuses a state that holds them.
 
     Args:
-        model: Any model that returns a ``ClassifierOutput``. It is not copied: hand a copy of one that is
-            still trained, because its parameters stop requiring gradients.
+        model: Any model. It is not copied: hand a copy of one that is still trained, because its parameters stop
+            requiring gradients.
         classes: The student's classes. Columns of the logits are selected and ordered to be these, by name; a
-            softmax over them is then the teacher's prediction given that the class is one of them. Default:
-            the logits as they are.
+            softmax over them is then the teacher's prediction given that the class is one of them. Default (and
+            where a task has no classes): the output as it is.
 
     Raises:
         LimbeckError: the teacher lacks a class of the student, or does not name its classes.
@@ -36,9 +35,9 @@ class Frozen(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False)
         own = getattr(model, "classes", None)
-        self.classes: tuple[str, ...] | None = own if classes is None else tuple(classes)
+        self.classes: tuple[str, ...] | None = tuple(classes) if classes else own
         order = None
-        if classes is not None and own != self.classes:
+        if classes and own != self.classes:
             order = torch.tensor(_order(own, tuple(classes)))
         self.register_buffer("order", order, persistent=False)
         self._prefix = ""
@@ -48,9 +47,9 @@ class Frozen(nn.Module):
         self.eval()
 
     @torch.no_grad()
-    def forward(self, batch: Mapping[str, Tensor] | Tensor) -> ClassifierOutput:
-        """The model's output, its logits ``[B, C]`` in the order of ``classes``."""
-        output: ClassifierOutput = self.model(batch)
+    def forward(self, batch: Mapping[str, Tensor] | Tensor) -> Any:
+        """The model's output; logits ``[B, C, ...]`` in the order of ``classes``."""
+        output = self.model(batch)
         if self.order is None:
             return output
         return output._replace(logits=output.logits.index_select(1, self.order))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import LimbeckError
+from limbeck.metrics.directions import BETTER
 from limbeck.metrics.intervals import student_interval
 from limbeck.recipe import Recipe, overlay, read_yaml
 from limbeck.signature import refuse_unknown
@@ -14,9 +15,6 @@ from limbeck.stages.files import locked, write_json
 from limbeck.stages.stage import FORMAT_VERSION, versions
 from limbeck.verbs.run import default_name, plain, prepare
 from limbeck.verbs.runs import Job, run_all
-
-BETTER = {"accuracy": "higher", "nll": "lower", "ece": "lower", "aurc": "lower"}
-"""The metrics that every comparison reports, and their better direction."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,7 @@ def compare(
             for arm in recipes
             if arm != reference
             for metric, better in BETTER.items()
+            if all(metric in values for values in metrics.values())
         ]
         finding = _in_words(differences, reference, len(chosen))
         write_json(
@@ -197,20 +196,28 @@ def _by_metric(results: Sequence[Mapping[str, float]]) -> dict[str, list[float]]
 
 
 def _in_words(differences: Sequence[Mapping[str, Any]], reference: str, seeds: int) -> str:
+    if not differences:
+        return "The arms share no metric whose better direction is known."
+    first = differences[0]["metric"]
+    better, worse, factor, unit = f"higher {first} than", f"lower {first} than", 1.0, ""
+    if first == "accuracy":
+        better, worse, factor, unit = "more accurate than", "less accurate than", 100.0, " points"
+    digits = 1 if unit else 4
     sentences = []
     for row in differences:
-        if row["metric"] != "accuracy":
+        if row["metric"] != first:
             continue
-        points = f"{100 * row['mean']:+.1f} points"
+        difference = f"{factor * row['mean']:+.{digits}f}{unit}"
         if row["low"] is None:
-            sentences.append(f"{row['arm']}: {points} to {reference}, which one seed cannot tell from chance")
+            sentences.append(f"{row['arm']}: {difference} to {reference}, which one seed cannot tell from chance")
             continue
-        interval = f"95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
-        if row["low"] > 0:
-            verdict = "more accurate than"
-        elif row["high"] < 0:
-            verdict = "less accurate than"
+        low, high = factor * row["low"], factor * row["high"]
+        interval = f"95% interval {low:+.{digits}f} to {high:+.{digits}f}"
+        if low > 0:
+            verdict = better
+        elif high < 0:
+            verdict = worse
         else:
             verdict = "no difference shown to"
-        sentences.append(f"{row['arm']}: {verdict} {reference} ({points}, {interval})")
+        sentences.append(f"{row['arm']}: {verdict} {reference} ({difference}, {interval})")
     return f"Over {seeds} seed{'s' if seeds > 1 else ''}: " + "; ".join(sentences) + "."

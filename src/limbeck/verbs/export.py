@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from limbeck import __version__
 from limbeck.errors import LimbeckError, nearest, require
 from limbeck.models.classifier import Classifier
-from limbeck.models.folder import load
+from limbeck.models.folder import load_classifier
 from limbeck.stages.files import write_atomically
 
 FORMATS = ("onnx",)
@@ -86,7 +86,7 @@ def export(
     if check:
         require("onnxruntime", extra="export")
     if not isinstance(model, Classifier):
-        model = load(model)
+        model = load_classifier(model)
     size = size or model.size
     if size is None:
         raise LimbeckError("this model takes images of any size, and a file needs one: give size=(height, width)")

@@ -17,7 +17,7 @@ from limbeck.data.pixels import Images, Memory
 from limbeck.data.samples import Samples
 from limbeck.errors import LimbeckError
 from limbeck.models.classifier import Classifier
-from limbeck.models.folder import load
+from limbeck.models.folder import load_classifier
 from limbeck.stages.evaluation import as_shipped
 from limbeck.stages.files import write_text
 
@@ -74,7 +74,7 @@ def predict(
     if out is not None and Path(out).suffix not in (".csv", ".jsonl"):
         raise LimbeckError(f"{out} ends in neither .csv nor .jsonl")
     if not isinstance(model, Classifier):
-        model = load(model)
+        model = load_classifier(model)
     if size is None and model.size is not None and model.size[0] == model.size[1]:
         size = model.size[0]
     sources, pixels, rows = _open(images, size)

@@ -14,13 +14,13 @@ import yaml
 from torch import nn
 
 from limbeck.assemble import assemble
+from limbeck.data.data import Data
 from limbeck.data.fingerprint import fingerprint
-from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
-from limbeck.models import Classifier
+from limbeck.models.model import Model
 from limbeck.recipe import Recipe, nest, overlay, read, resolve
 from limbeck.stages.files import locked, write_json, write_text
-from limbeck.stages.fit import WITHOUT_EFFECT, digest
+from limbeck.stages.fit import deciding, digest
 from limbeck.stages.progress import Reporter
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import FORMAT_VERSION, Context, drive, is_first_process, versions
@@ -38,7 +38,7 @@ class Run:
     """
 
     folder: Path
-    model: Classifier
+    model: Model
     metrics: dict[str, float]
     result: dict[str, Any]
 
@@ -159,7 +159,7 @@ def plain(recipe: Any) -> Any:
 def _fingerprint(value: Any) -> str:
     if isinstance(value, nn.Module):
         return digest(value)
-    return fingerprint(value) if isinstance(value, ImageData) else ""
+    return fingerprint(value) if isinstance(value, Data) else ""
 
 
 def _claim(folder: Path, resolved: Mapping[str, Any]) -> None:
@@ -189,9 +189,8 @@ def _deciding(recipe: Any) -> Any:
     if not isinstance(recipe, Mapping):
         return recipe
     kept = {key: _deciding(value) for key, value in recipe.items()}
-    if isinstance(kept.get("fit"), Mapping):
-        kept["fit"] = {key: value for key, value in kept["fit"].items() if key not in WITHOUT_EFFECT}
-    return kept
+    # A fit may have any name, such as "pretraining"; these settings tell it.
+    return deciding(kept) if {"optimizer", "schedule"} <= kept.keys() else kept
 
 
 def _flat(recipe: Any, prefix: str = "") -> dict[str, Any]:

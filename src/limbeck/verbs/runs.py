@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from limbeck.errors import LimbeckError
+from limbeck.metrics.directions import BETTER
 from limbeck.stages.progress import Reporter
 from limbeck.verbs.run import run
 
@@ -101,8 +102,6 @@ def _one(job: Job, out: str, quiet: bool) -> dict[str, Any]:
 
 def _said(result: dict[str, Any], job: Job, reporter: Reporter) -> dict[str, Any]:
     metrics = result["metrics"]
-    reporter.say(
-        f"{job.label}: accuracy {metrics['accuracy']:.3f}, NLL {metrics['nll']:.3f}, ECE {metrics['ece']:.3f} "
-        f"({result['seconds']:.0f} s)"
-    )
+    shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in BETTER if name in metrics)
+    reporter.say(f"{job.label}: {shown} ({result['seconds']:.0f} s)")
     return result

@@ -6,27 +6,43 @@ a new module here and a line in ``SECTIONS``.
 
 from collections.abc import Callable
 
-from limbeck.data import ImageData
+from limbeck.data import Data
 from limbeck.report.blocks import Section
 from limbeck.report.folder import Loaded
 from limbeck.report.sections.calibration import calibration
 from limbeck.report.sections.classes import classes
+from limbeck.report.sections.clients import clients
 from limbeck.report.sections.confusion import confusion
 from limbeck.report.sections.curves import curves
+from limbeck.report.sections.detection import detection
 from limbeck.report.sections.differences import differences
 from limbeck.report.sections.disagreements import disagreements
+from limbeck.report.sections.generation import generation
+from limbeck.report.sections.language import language
 from limbeck.report.sections.provenance import provenance
+from limbeck.report.sections.pseudo_labels import pseudo_labels
 from limbeck.report.sections.scores import scores
+from limbeck.report.sections.segmentation import segmentation
+from limbeck.report.sections.similarity import similarity
+from limbeck.report.sections.stream import stream
 
-Make = Callable[[Loaded, ImageData | None], Section | None]
+Make = Callable[[Loaded, Data | None], Section | None]
 
 SECTIONS: tuple[Make, ...] = (
     scores,
     differences,
+    stream,
+    similarity,
+    language,
+    clients,
     calibration,
     disagreements,
+    generation,
     classes,
     confusion,
+    segmentation,
+    detection,
+    pseudo_labels,
     curves,
     provenance,
 )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from limbeck.data import ImageData
+from limbeck.data import Data
 from limbeck.metrics.calibration import reliability
 from limbeck.report import figures
 from limbeck.report.blocks import Chart, Charts, Section, Table, Text
@@ -14,7 +14,7 @@ _COLUMNS = ("temperature", "ece", "scaled/ece", "nll", "scaled/nll")
 _HEADINGS = ("", "Temperature", "ECE", "ECE, scaled", "NLL", "NLL, scaled")
 
 
-def calibration(loaded: Loaded, data: ImageData | None) -> Section | None:
+def calibration(loaded: Loaded, data: Data | None) -> Section | None:
     """Reliability diagrams of all arms and the teacher, where predictions were kept."""
     raw, scaled = [], []
     for position, arm in enumerate(loaded.arms):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from limbeck.data import ImageData
+from limbeck.data import Data
 from limbeck.metrics.classification import per_class_accuracy
 from limbeck.report import figures
 from limbeck.report.blocks import Chart, Charts, Section, Table, Text
@@ -15,7 +15,7 @@ from limbeck.report.numbers import NOTHING
 _SHOWN = 40
 
 
-def classes(loaded: Loaded, data: ImageData | None) -> Section | None:
+def classes(loaded: Loaded, data: Data | None) -> Section | None:
     """One row a class, the hardest on top; of very many classes the hardest are drawn."""
     names = next((s.final.predictions.classes for arm in loaded.arms for s in arm.seeds if s.final.predictions), None)
     if names is None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from limbeck.data import ImageData
+from limbeck.data import Data
 from limbeck.metrics.classification import confusion_matrix
 from limbeck.report import figures
 from limbeck.report.blocks import Chart, Charts, Section, Table, Text
@@ -13,7 +13,7 @@ _DRAWN = 120  # classes; more are unreadable, and the table of the worst confusi
 _WRITTEN = 12
 
 
-def confusion(loaded: Loaded, data: ImageData | None) -> Section | None:
+def confusion(loaded: Loaded, data: Data | None) -> Section | None:
     """One matrix an arm, pooled over its seeds, in shares of the true class."""
     charts, wide = [], False
     for arm in loaded.arms:

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from limbeck.data import ImageData
+from limbeck.data import Data
 from limbeck.report import figures
 from limbeck.report.blocks import Block, Chart, Charts, Section, Text
 from limbeck.report.folder import Curve, Loaded, Stage
 from limbeck.report.numbers import METRICS, metric
 
 _UNDRAWN = METRICS.keys() - {"accuracy", "nll", "ece"}  # close relatives of these; metrics.csv holds them all
+PSEUDO_LABELS = ("coverage", "precision", "used")
 _POINTS = 300  # a line needs no more on a screen; the page stays small
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """The curve of one seed of one arm."""
 
     arm: str
@@ -26,13 +27,15 @@ class _Line:
     curve: Curve
 
 
-def curves(loaded: Loaded, data: ImageData | None) -> Section | None:
+def curves(loaded: Loaded, data: Data | None) -> Section | None:
     """The final stage of every arm together, then the stages before it."""
     blocks: list[Block] = []
     thinned = False
     groups = list(_groups(loaded))
-    for title, stages in groups:
-        lines = [_Line(arm, key, curve) for arm, key, stage in stages for curve in stage.curves]
+    for number, (title, stages) in enumerate(groups):
+        lines = [Line(arm, key, curve) for arm, key, stage in stages for curve in stage.curves]
+        if number == 0:
+            lines = [line for line in lines if not of_pseudo_labels(line.curve)]
         if not lines:
             continue
         thinned = thinned or any(len(line.curve.updates) > _POINTS for line in lines)
@@ -69,7 +72,12 @@ def _groups(loaded: Loaded) -> Iterator[tuple[str, list[tuple[str, str, Stage]]]
         yield f"Stage before: {name}", rows
 
 
-def _charts(lines: Sequence[_Line]) -> Iterator[Chart]:
+def of_pseudo_labels(curve: Curve) -> bool:
+    """Whether a curve is of pseudo labels in training; those of the final stage have a section of their own."""
+    return curve.split == "train" and curve.name.split("/")[-1] in PSEUDO_LABELS
+
+
+def _charts(lines: Sequence[Line]) -> Iterator[Chart]:
     """Validation first, then the loss and its terms, then whatever else was logged."""
     names = list(dict.fromkeys((line.curve.split, line.curve.name) for line in lines))
     order = [n for n in names if n[0] == "validation" and n[1] not in _UNDRAWN]
@@ -78,11 +86,12 @@ def _charts(lines: Sequence[_Line]) -> Iterator[Chart]:
     for split, name in order:
         shown = [line for line in lines if (line.curve.split, line.curve.name) == (split, name)]
         teacher = [line for line in lines if (line.curve.split, line.curve.name) == ("teacher", name)]
-        yield _chart(split, name, shown, teacher if split == "validation" else [])
+        yield chart(split, name, shown, teacher if split == "validation" else [])
 
 
-def _chart(split: str, name: str, lines: Sequence[_Line], teacher: Sequence[_Line]) -> Chart:
-    percent = metric(name).style == "percent" or name in ("coverage", "precision")
+def chart(split: str, name: str, lines: Sequence[Line], teacher: Sequence[Line] = ()) -> Chart:
+    """One logged quantity over updates: thin lines for the seeds of an arm, a strong one for their mean."""
+    percent = metric(name).style == "percent"
     scale = 100 if percent else 1
     first = min(line.curve.updates[0] for line in lines)
     last = max(line.curve.updates[-1] for line in lines)
@@ -98,9 +107,11 @@ def _chart(split: str, name: str, lines: Sequence[_Line], teacher: Sequence[_Lin
                 _trace(updates, [scale * v for v in values], key, 1 if several else 2.2, 0.35 if several else 1)
             )
             traces[-1]["hoverinfo"] = "skip"
-        updates = own[0][0]
-        if all(u == updates for u, _ in own):
-            mean = [statistics.fmean(values) for values in zip(*(v for _, v in own), strict=True)]
+        # Something that is not measured at every update, such as the precision of no labels, may lack points.
+        found = [dict(zip(u, v, strict=True)) for u, v in own]
+        updates = [u for u in own[0][0] if all(u in points for points in found)]
+        if updates:
+            mean = [statistics.fmean(points[u] for points in found) for u in updates]
             traces.append(_trace(updates, [scale * v for v in mean], key, 2.4, 1))
             traces[-1]["name"] = figures.plain(arm)
             traces[-1]["hovertemplate"] = "%{y:.4~g}" + (" %" if percent else "")
@@ -121,10 +132,12 @@ def _title(split: str, name: str) -> str:
         return "Learning rate"
     if name == "loss":
         return "Training loss"
-    return f"Loss term {name.removeprefix('loss/')}" if name.startswith("loss/") else f"{label} ({split})"
+    if name.startswith("loss/"):
+        return f"Loss term {name.removeprefix('loss/')}"
+    return f"{label} ({split})" if label == name else label
 
 
-def _teacher(lines: Sequence[_Line], scale: int, first: int, last: int) -> list[dict[str, Any]]:
+def _teacher(lines: Sequence[Line], scale: int, first: int, last: int) -> list[dict[str, Any]]:
     """A teacher measured once is a level; one that moves is a curve."""
     traces = []
     for line in lines:

@@ -1,6 +1,6 @@
 """Paired differences with their 95% intervals: the forest plot of a comparison."""
 
-from limbeck.data import ImageData
+from limbeck.data import Data
 from limbeck.report import figures
 from limbeck.report.blocks import Block, Chart, Charts, Section, Table, Text
 from limbeck.report.folder import Difference, Loaded
@@ -10,7 +10,7 @@ from limbeck.report.verdict import WORDS, verdict
 _COLOURS = {"better": "good", "worse": "bad", "undecided": "muted"}
 
 
-def differences(loaded: Loaded, data: ImageData | None) -> Section | None:
+def differences(loaded: Loaded, data: Data | None) -> Section | None:
     """One panel a metric, one line a pair of arms."""
     if not loaded.differences:
         return None

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from limbeck.data import ImageData
+from limbeck.data import Data, ImageData
 from limbeck.errors import LimbeckError
 from limbeck.report.blocks import Gallery, Opinion, Picture, Section, Text
 from limbeck.report.folder import Loaded, Predictions, Seed
@@ -16,7 +16,7 @@ _COUNT = 12
 _SIZE = 160  # pixels of an enlarged picture; larger ones are made smaller, to keep the page light
 
 
-def disagreements(loaded: Loaded, data: ImageData | None) -> Section | None:
+def disagreements(loaded: Loaded, data: Data | None) -> Section | None:
     """Pictures of the first seed of the featured arm."""
     arm = loaded.featured
     seed = next((seed for seed in arm.seeds if seed.final.predictions is not None), None)
@@ -49,12 +49,14 @@ def _most(said: Predictions) -> Tensor:
     return score.argsort(descending=True, stable=True)[:_COUNT]
 
 
-def _images(seed: Seed, said: Predictions, positions: Tensor, data: ImageData | None) -> Tensor:
+def _images(seed: Seed, said: Predictions, positions: Tensor, data: Data | None) -> Tensor:
     """Images [P, C, H, W] in [0, 1], proven to be those that the predictions are about."""
     if data is None:
         from limbeck.assemble import load_data
 
         data = load_data(seed.folder)
+    if not isinstance(data, ImageData):
+        raise LimbeckError(f"the data is a {type(data).__name__}, the predictions are about images with labels")
     if len(data.test) != len(said.label):
         raise LimbeckError(f"the test data has {len(data.test)} samples, the predictions {len(said.label)}")
     batch = data.test.fetch(positions)

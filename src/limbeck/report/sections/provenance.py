@@ -2,14 +2,14 @@
 
 import statistics
 
-from limbeck.data import ImageData
+from limbeck.data import Data
 from limbeck.report import figures
 from limbeck.report.blocks import Block, Code, Section, Table, Text
 from limbeck.report.folder import Loaded
 from limbeck.report.numbers import NOTHING, seconds
 
 
-def provenance(loaded: Loaded, data: ImageData | None) -> Section | None:
+def provenance(loaded: Loaded, data: Data | None) -> Section | None:
     """Time and seeds of every arm, the resolved recipes, and the versions."""
     blocks: list[Block] = []
     rows = []

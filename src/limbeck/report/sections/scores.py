@@ -3,21 +3,22 @@
 import statistics
 from typing import Any
 
-from limbeck.data import ImageData
+from limbeck.data import Data
+from limbeck.metrics.directions import BETTER
 from limbeck.report import figures
 from limbeck.report.blocks import Block, Chart, Charts, Section, Table, Text
 from limbeck.report.folder import Loaded
 from limbeck.report.numbers import METRICS, metric, primary, spread, written
 
-_COLUMNS = ("accuracy", "nll", "ece", "aurc", "parameters", "macs", "latency_ms")
-_DOTS = ("accuracy", "nll", "ece", "aurc")
+_COLUMNS = (*BETTER, "parameters", "macs", "latency_ms")
+_WIDTH = 7
 
 
-def scores(loaded: Loaded, data: ImageData | None) -> Section | None:
+def scores(loaded: Loaded, data: Data | None) -> Section | None:
     """The table of test metrics, mean and spread over seeds."""
     rows = _rows(loaded)
     present = {name for _, values, _ in rows for name in values}
-    chosen = [name for name in _COLUMNS if name in present] or sorted(present)[:7]
+    chosen = ([name for name in _COLUMNS if name in present] or sorted(present))[:_WIDTH]
     if not chosen:
         return None
     several = any(len(values) > 1 for _, metrics, _ in rows for values in metrics.values())
@@ -30,7 +31,7 @@ def scores(loaded: Loaded, data: ImageData | None) -> Section | None:
         )
     ]
     if several:
-        dots = [name for name in _DOTS if name in chosen] or [primary(chosen) or chosen[0]]
+        dots = [name for name in BETTER if name in chosen] or [primary(chosen) or chosen[0]]
         blocks.append(Charts(tuple(_dots(name, rows) for name in dots)))
     rest = [name for name in (*METRICS, *sorted(present)) if name in present and name not in chosen]
     if rest:
@@ -45,11 +46,13 @@ def scores(loaded: Loaded, data: ImageData | None) -> Section | None:
                 folded=True,
             )
         )
-    notes = (
-        "↑ higher is better, ↓ lower is better. ECE: expected calibration error. AURC: area under the "
-        "risk-coverage curve, how well confidence ranks right before wrong. MACs: multiply-adds a sample."
-    )
-    blocks.append(Text(notes, "note"))
+    notes = {
+        "ece": " ECE: expected calibration error.",
+        "aurc": " AURC: area under the risk-coverage curve, how well confidence ranks right before wrong.",
+        "macs": " MACs: multiply-adds a sample.",
+    }
+    said = "".join(text for name, text in notes.items() if name in chosen)
+    blocks.append(Text("↑ higher is better, ↓ lower is better." + said, "note"))
     return Section("scores", "Students and teacher" if len(rows) > len(loaded.arms) else "Students", tuple(blocks))
 
 

@@ -1,9 +1,11 @@
-"""What a model does on data it is not trained on: its logits and the numbers that are reported."""
+"""What a classifier does on data it is not trained on: its logits and the numbers that are reported."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +16,8 @@ from limbeck.errors import LimbeckError
 from limbeck.metrics import cost
 from limbeck.metrics.calibration import fit_temperature
 from limbeck.metrics.classification import summary
+from limbeck.stages.evaluation.shipped import as_shipped
+from limbeck.stages.files import write_atomically
 
 
 class Predictions(NamedTuple):
@@ -28,36 +32,6 @@ class Predictions(NamedTuple):
     logits: Tensor
     labels: Tensor
     indices: Tensor
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are; the CPU for a model without any."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-@contextmanager
-def as_shipped(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
-    """The model as it is used after training: eval mode, no gradients, on ``device``; then as it was.
-
-    Every module gets its own mode back (a frozen teacher inside a training student stays in eval mode), and
-    the global random state is put back too, so that measuring in the middle of a training changes nothing.
-    """
-    home = device_of(model)
-    device = home if device is None else torch.device(device)
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        try:
-            model.eval()
-            if device != home:
-                model.to(device)
-            yield device
-        finally:
-            if device != home:
-                model.to(home)
-            for module, mode in modes:
-                module.training = mode
 
 
 def predict_logits(
@@ -156,3 +130,28 @@ def costs(model: nn.Module, samples: Samples, device: torch.device | str | None 
             "macs": float(cost.macs(model, batch)),
             "latency_ms": cost.latency_ms(model, batch, repeats=20),
         }
+
+
+def validate(model: nn.Module, data: ImageData, device: torch.device) -> dict[str, float]:
+    """The summary of the validation split, during training."""
+    predictions = predict_logits(model, data.validation, device=device)
+    return summary(predictions.logits, predictions.labels)
+
+
+def report(
+    model: nn.Module, teachers: Mapping[str, nn.Module], data: ImageData, folder: Path, device: torch.device
+) -> dict[str, float]:
+    """The metrics of student and teachers; writes ``predictions.safetensors`` into ``folder``."""
+    metrics, predictions = measure(model, data, device=device)
+    tensors = {"logits": predictions.logits, "label": predictions.labels, "index": predictions.indices}
+    for name, teacher in teachers.items():
+        of_teacher, predictions = measure(teacher, data, device=device)
+        tensors[f"{name}_logits"] = predictions.logits
+        metrics |= {f"{name}/{key}": value for key, value in of_teacher.items()}
+    classes = {"classes": json.dumps(list(data.classes))}
+    write_atomically(
+        folder / "predictions.safetensors",
+        # Not save_file, whose error on a full disk is no OSError.
+        lambda part: part.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, classes)),
+    )
+    return metrics

@@ -1,0 +1,103 @@
+"""What every kind of data has in common: rows by position, and the sets of them that a run needs."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from limbeck.errors import LimbeckError
+
+Batch = dict[str, Tensor]
+
+
+class Records(Dataset[dict[str, Any]]):
+    """Samples by position, map-style, each with its stable ``index``.
+
+    A subclass sets the attributes and writes :meth:`fetch` and :meth:`update_hash`; one whose samples can be
+    augmented writes :meth:`augment` and :meth:`check_view` too.
+
+    Attributes:
+        indices: int64 [N], the sample's stable position in the source data set.
+        num_samples: the size of the source, which is the number of rows a per-sample table needs.
+    """
+
+    indices: Tensor
+    num_samples: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def fetch(self, positions: Tensor) -> Batch:
+        """The samples at ``positions``, int64 [B], as one batch without augmentation.
+
+        Returns:
+            Tensors whose first dimension is the batch, ``index`` among them; all fresh memory.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot fetch")
+
+    def augment(self, batch: Batch, views: Mapping[str, str], *, seed: int, epochs: Tensor, flip: bool) -> Batch:
+        """A fetched batch with its views: key in the batch -> name of a view.
+
+        What is random about a view depends on (seed, epoch, index, full name of the view) only.
+
+        Args:
+            batch: what :meth:`fetch` returned.
+            views: which views, under which keys.
+            seed: the seed of the run.
+            epochs: int64 [B].
+            flip: whether views may mirror.
+        """
+        return batch
+
+    def check_view(self, view: str) -> None:
+        """Refuse a view that these samples do not have.
+
+        Raises:
+            LimbeckError: there is no such view.
+        """
+        raise LimbeckError(f"{type(self).__name__} has no views, so none called {view!r}")
+
+    def update_hash(self, digest: "hashlib._Hash") -> None:
+        """Add to a hash all that decides a training on these samples."""
+        raise NotImplementedError(f"{type(self).__name__} has no hash")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of one run.
+
+    Attributes:
+        train: what is trained on, with labels.
+        validation: for settings and choices.
+        test: for the final numbers.
+        unlabeled: what is trained on without labels, where there is any.
+        classes: the names of the classes; empty where there are none.
+    """
+
+    train: Records
+    validation: Records
+    test: Records
+    unlabeled: Records | None
+    classes: tuple[str, ...]
+
+    @property
+    def task(self) -> Any:
+        """What a model needs to know of the data: the first argument of every builder."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what a model is built for")
+
+    @property
+    def training_views(self) -> Mapping[str, str]:
+        """The views of plain supervised training: key in the batch -> name of the view."""
+        return {}
+
+    @property
+    def flip(self) -> bool:
+        """Whether a mirrored sample is still one of its class."""
+        return False
+
+    def update_hash(self, digest: "hashlib._Hash") -> None:
+        """Add to a hash what decides a training beside the samples themselves."""
+        digest.update(f"{type(self).__name__} {self.classes} {dict(self.training_views)} {self.flip}".encode())

@@ -1,0 +1,1 @@
+"""Methods that adapt a model while it is used."""

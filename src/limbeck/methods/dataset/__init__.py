@@ -1,0 +1,1 @@
+"""Methods whose product is a data set."""

@@ -1,0 +1,1 @@
+"""Methods that train on data which stay with their clients."""

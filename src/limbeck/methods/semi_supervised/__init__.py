@@ -1,0 +1,1 @@
+"""Methods that learn from a few labels and many unlabelled images."""

@@ -1,0 +1,11 @@
+"""Which module measures the models of a task: plain data."""
+
+EVALUATIONS: dict[str, str] = {
+    "classification": "limbeck.stages.evaluation.classification",
+    "detection": "limbeck.stages.evaluation.detection",
+    "segmentation": "limbeck.stages.evaluation.segmentation",
+    "similarity": "limbeck.stages.evaluation.similarity",
+    "language": "limbeck.stages.evaluation.language",
+    "generation": "limbeck.stages.evaluation.generation",
+}
+"""``Model.task`` -> a module with ``validate`` and ``report``, see :class:`limbeck.stages.evaluation.Evaluation`."""
