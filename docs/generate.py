@@ -69,9 +69,11 @@ def _table() -> str:
     lines = ["| method | paper | task | evidence | primary claim, measured |", "|---|---|---|---|---|"]
     for row in list_methods():
         measured = describe(row["slug"])["measured"]
-        claim = "a baseline: claims nothing" if measured is None else _claim(measured["claims"][0])
+        claims = "claim" in describe(row["slug"])["recipes"]
+        nothing = "stated, not measured yet" if claims else "a baseline: claims nothing"
+        claim = nothing if measured is None else _claim(measured["claims"][0])
         paper = f"{row['paper']} ([{row['arxiv']}](https://arxiv.org/abs/{row['arxiv']}))"
-        evidence = "-" if measured is None and row["kind"] == "baseline" else row["evidence"]
+        evidence = row["evidence"] if claims else "-"
         if measured is not None:
             tested = [claim for claim in measured["claims"] if claim["kind"] != "report"]
             evidence += f": {sum(claim['holds'] for claim in tested)} of {len(tested)} claims hold"

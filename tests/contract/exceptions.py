@@ -8,14 +8,16 @@ _STREAM = "a stream is answered, not fitted: tests/stages/test_stream.py and the
 
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "test_hidden_labels_are_not_read": {
+        "dataset": "the student's images are synthetic; tests/methods/test_cv_dd.py hides labels of the real ones",
         **dict.fromkeys(("sft", "lm-kd", "taid"), "text carries no hidden labels"),
         "diffusion": "points carry no labels",
     },
     "test_learns": {
         "adaptation": _STREAM,
-        "dmd2": "the critic starts as the teacher, so 40 updates show nothing; tests/methods/test_dmd2.py trains longer",
+        "dmd2": "the critic starts as the teacher, 40 updates show nothing; tests/methods/test_dmd2.py trains longer",
     },
     "test_frozen_teachers_stay_outside": {
+        "dataset": "labels are stored before the student trains: no teacher is there in training",
         "adaptation": _STREAM,
         "trans-encoder": "teachers write their scores down in stages of their own: none is there in training",
     },

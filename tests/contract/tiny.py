@@ -75,7 +75,11 @@ FEDERATION = {
     "evaluations": 2,
 }
 
+DISTILLED = {"ipc": 3, "iterations": 20, "assess": "nothing"}
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "sre2l": {**DISTILLED, "init": "patches", "labels": "batch"},
+    "cv-dd": {**DISTILLED, "committee": [{"name": "cnn", "width": 4}, {"name": "cnn", "width": 5}], "priors": [60, 50]},
     "trans-encoder": {"cycles": 1},
     "fedavg": FEDERATION,
     "fedlabel": {**FEDERATION, "tau_unlabeled": 2},

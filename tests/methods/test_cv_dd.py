@@ -232,6 +232,15 @@ def test_killed_run_ends_with_the_same_student(digits: ImageData, tmp_path: Path
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
+def test_hidden_labels_are_not_read(digits: ImageData, tmp_path: Path) -> None:
+    labels = digits.train.labels
+    for name, hidden in (("true", labels), ("other", labels.roll(7))):
+        twin = digits.train.relabel(labels)
+        twin.hidden_labels = hidden
+        run(cvdd(dataclasses.replace(digits, train=twin)), tmp_path / name)
+    assert weights(tmp_path / "true") == weights(tmp_path / "other")
+
+
 def test_priors_are_measured_where_they_are_not_given(digits: ImageData, tmp_path: Path) -> None:
     context = run(cvdd(digits, priors=None), tmp_path)
     alone = [f"prior-{n}-{stage}" for n in range(2) for stage in ("recover", "relabel", "fit")]

@@ -86,6 +86,14 @@ def test_replay_does_not_depend_on_the_batch(digits: ImageData, tmp_path: Path) 
         assert torch.equal(torch.cat([b[key] for b in large]), torch.cat([b[key] for b in small]))
 
 
+@pytest.mark.parametrize("mixing", ["cutmix", "mixup"])
+def test_every_batch_is_mixed_in_its_own_way(digits: ImageData, tmp_path: Path, mixing: str) -> None:
+    labelled = run(stage(Recording(), samples_of(digits), mixing=mixing, view="none", flip=False), tmp_path)
+    rows = labelled.store.read(torch.arange(69))  # type: ignore[attr-defined]
+    ways = {(float(s), *b) for s, b in zip(rows.share, rows.box.tolist(), strict=True)}
+    assert len(ways) == 9
+
+
 def test_training_longer_than_the_labels_is_refused(digits: ImageData, tmp_path: Path) -> None:
     labelled = run(stage(Recording(), samples_of(digits)), tmp_path)
     with pytest.raises(LimbeckError, match="has no stored label in epoch 3"):

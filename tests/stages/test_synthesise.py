@@ -111,6 +111,21 @@ def test_without_steps_the_start_is_kept(digits: ImageData, tmp_path: Path) -> N
     assert not (tmp_path / "make/metrics.csv").exists()
 
 
+def test_every_iterate_is_a_real_image(digits: ImageData) -> None:
+    ranges: list[tuple[float, float]] = []
+
+    class Watched(Brightness):
+        def terms(self, number: int, images: Tensor, labels: Tensor) -> Terms:
+            ranges.append((images.min().item(), images.max().item()))
+            return super().terms(number, images, labels)
+
+    plain = PixelSettings(iterations=6, crop=False, flip=False, jitter=0)
+    Watched(digits.task, CHUNKS, plain).make(0, torch.device("cpu"), lambda step, terms: None)
+    assert ranges[0][0] < -0.1  # the noise that it starts from
+    # Rounding of one product and one sum.
+    assert all(low >= -1e-6 and high <= 1 + 1e-6 for low, high in ranges[1:])
+
+
 def test_clamp_is_idempotent_and_exact_at_the_border() -> None:
     mean, std = torch.tensor([0.3, 0.9]).view(1, -1, 1, 1), torch.tensor([0.2, 0.5]).view(1, -1, 1, 1)
     pixels = 4 * torch.randn(3, 2, 5, 5, generator=torch.Generator().manual_seed(0))

@@ -22,6 +22,7 @@ SOURCES: dict[str, str] = {
     "points": "limbeck.data.points:points",
     "corruptions": "limbeck.data.corrupted:corruptions",
     "clients": "limbeck.data.clients:clients",
+    "synthetic": "limbeck.data.synthetic:synthetic",
 }
 """Short name -> ``module:function``.
 

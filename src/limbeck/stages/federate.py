@@ -25,12 +25,12 @@ from limbeck.models.folder import load_weights, save
 from limbeck.models.model import Model
 from limbeck.stages.digest import digest, plain_arguments
 from limbeck.stages.evaluation import evaluation, predict_logits
-from limbeck.stages.files import saving, write_atomically, write_json, write_text
+from limbeck.stages.files import saving, write_atomically, write_text
 from limbeck.stages.interrupt import Interrupt
 from limbeck.stages.log import Log
 from limbeck.stages.processes import make_fabric
 from limbeck.stages.settings import FitSettings
-from limbeck.stages.stage import FORMAT_VERSION, Context, source_hash, versions
+from limbeck.stages.stage import Context, source_hash, versions, write_result
 
 CHECKPOINT = "checkpoint.pt"
 Weights = dict[str, Tensor]
@@ -253,19 +253,14 @@ class Federate:
             context.reporter.say(
                 f"{self.name}: {len(state.failures)} updates of clients failed, see {folder}/clients.csv"
             )
-        write_json(
-            folder / "result.json",
-            {
-                "format_version": FORMAT_VERSION,
-                "method": context.method,
-                "stage": self.name,
-                "seed": context.seed,
-                "metrics": metrics,
-                "updates": state.round,
-                "samples_seen": int(sum(self._held(number) * count for number, count in state.rounds.items())),
-                "seconds": round(state.seconds, 3),
-                "versions": versions(),
-            },
+        write_result(
+            folder,
+            context,
+            self.name,
+            metrics=metrics,
+            updates=state.round,
+            samples_seen=int(sum(self._held(number) * count for number, count in state.rounds.items())),
+            seconds=state.seconds,
         )
 
     def _held(self, number: int) -> int:

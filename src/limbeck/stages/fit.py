@@ -33,14 +33,14 @@ from limbeck.stages.checkpoint import Checkpoint
 from limbeck.stages.digest import digest, plain_arguments
 from limbeck.stages.engine import Engine
 from limbeck.stages.evaluation import evaluation
-from limbeck.stages.files import saving, write_json
+from limbeck.stages.files import saving
 from limbeck.stages.interrupt import Interrupt
 from limbeck.stages.log import Log
 from limbeck.stages.objective import Batch, Objective, Plan
 from limbeck.stages.processes import keep_out_of_ddp, make_fabric
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.sharded import is_sharded, on_first_process, to_shard
-from limbeck.stages.stage import FORMAT_VERSION, Context, is_first_process, source_hash, versions
+from limbeck.stages.stage import Context, is_first_process, source_hash, versions, write_result
 
 WITHOUT_EFFECT = ("workers", "log_every", "evaluations", "checkpoint_seconds", "loggers", "accelerator")
 """Settings that do not change the weights."""
@@ -262,19 +262,14 @@ class Fit:
         with saving(folder / "model"):
             save(model, folder / "model")
         metrics = evaluation(model.task).report(model, self.objective.teachers(), self.data, folder, device)
-        write_json(
-            folder / "result.json",
-            {
-                "format_version": FORMAT_VERSION,
-                "method": context.method,
-                "stage": self.name,
-                "seed": context.seed,
-                "metrics": metrics | self.objective.summary(),
-                "updates": updates,
-                "samples_seen": updates * samples_an_update,
-                "seconds": round(seconds, 3),
-                "versions": versions(),
-            },
+        write_result(
+            folder,
+            context,
+            self.name,
+            metrics=metrics | self.objective.summary(),
+            updates=updates,
+            samples_seen=updates * samples_an_update,
+            seconds=seconds,
         )
 
 

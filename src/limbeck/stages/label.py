@@ -20,7 +20,7 @@ from limbeck.labels.mix_rows import Draw, draw_cutmix, draw_mixup
 from limbeck.stages.evaluation import as_shipped
 from limbeck.stages.files import write_json
 from limbeck.stages.fit import digest
-from limbeck.stages.stage import FORMAT_VERSION, Context, source_hash, versions
+from limbeck.stages.stage import Context, source_hash, versions, write_result
 
 PROGRESS = "progress.json"
 
@@ -113,19 +113,14 @@ class Label:
                         folder / PROGRESS, {"batches": done, "seconds": spent + round(time.perf_counter() - begin, 3)}
                     )
         write_json(folder / "labels" / SCHEMA, store.description())
-        write_json(
-            folder / "result.json",
-            {
-                "format_version": FORMAT_VERSION,
-                "method": context.method,
-                "stage": self.name,
-                "seed": context.seed,
-                "metrics": {"agreement": self._agreement(store)},
-                "updates": 0,
-                "samples_seen": self.batches * self.batch_size,
-                "seconds": round(spent + time.perf_counter() - begin, 3),
-                "versions": versions(),
-            },
+        write_result(
+            folder,
+            context,
+            self.name,
+            metrics={"agreement": self._agreement(store)},
+            updates=0,
+            samples_seen=self.batches * self.batch_size,
+            seconds=spent + time.perf_counter() - begin,
         )
 
     def load(self, folder: Path) -> StoredViews:

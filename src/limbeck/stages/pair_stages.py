@@ -21,7 +21,7 @@ from limbeck.stages.files import saving, write_json
 from limbeck.stages.fit import digest
 from limbeck.stages.processes import make_fabric
 from limbeck.stages.settings import FitSettings
-from limbeck.stages.stage import FORMAT_VERSION, Context, is_first_process, source_hash, versions
+from limbeck.stages.stage import FORMAT_VERSION, Context, is_first_process, source_hash, versions, write_result
 
 LABELS = "labels.safetensors"
 """``score`` float32 [N] (the labels), ``index`` int64 [N] and, where the truth is known, ``gold`` float32 [N]."""
@@ -195,19 +195,14 @@ def _seconds(model: TextEncoder, samples: PairSamples, pairs: int = 64) -> float
 def _write_result(
     folder: Path, name: str, context: Context, metrics: Mapping[str, float], pairs: int, begin: float
 ) -> None:
-    write_json(
-        folder / "result.json",
-        {
-            "format_version": FORMAT_VERSION,
-            "method": context.method,
-            "stage": name,
-            "seed": context.seed,
-            "metrics": dict(metrics),
-            "updates": 0,
-            "samples_seen": pairs,
-            "seconds": round(time.perf_counter() - begin, 3),
-            "versions": versions(),
-        },
+    write_result(
+        folder,
+        context,
+        name,
+        metrics=dict(metrics),
+        updates=0,
+        samples_seen=pairs,
+        seconds=time.perf_counter() - begin,
     )
 
 

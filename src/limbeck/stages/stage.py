@@ -144,6 +144,43 @@ def _reuse(folder: Path, identity: Mapping[str, Any], key: str, context: Context
     return True
 
 
+def write_result(
+    folder: Path,
+    context: Context,
+    stage: str,
+    *,
+    metrics: Mapping[str, float],
+    updates: int,
+    samples_seen: int,
+    seconds: float,
+) -> None:
+    """Write ``result.json``, the last file of a stage: it marks it as finished.
+
+    Args:
+        folder: of the stage.
+        context: whose run it is.
+        stage: the stage's name.
+        metrics: its numbers.
+        updates: optimiser updates, rounds or steps.
+        samples_seen: samples read, repeats counted.
+        seconds: time spent, interruptions left out.
+    """
+    write_json(
+        folder / "result.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "method": context.method,
+            "stage": stage,
+            "seed": context.seed,
+            "metrics": dict(metrics),
+            "updates": updates,
+            "samples_seen": samples_seen,
+            "seconds": round(seconds, 3),
+            "versions": versions(),
+        },
+    )
+
+
 def is_first_process() -> bool:
     """Whether this process writes the run folder (rank 0; true before processes are started)."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

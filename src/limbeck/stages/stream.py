@@ -22,14 +22,14 @@ from limbeck.models.folder import load_weights, save
 from limbeck.stages.answers import STREAM, Answers, Pass, errors, gathered, read, write
 from limbeck.stages.checkpoint import Checkpoint
 from limbeck.stages.engine import Engine
-from limbeck.stages.files import saving, write_json
+from limbeck.stages.files import saving
 from limbeck.stages.fit import CHECKPOINT, Fit, digest, seed_update
 from limbeck.stages.interrupt import Interrupt
 from limbeck.stages.log import Log
 from limbeck.stages.objective import Batch, Objective, Plan
 from limbeck.stages.processes import make_fabric
 from limbeck.stages.settings import FitSettings
-from limbeck.stages.stage import FORMAT_VERSION, Context, versions
+from limbeck.stages.stage import Context, write_result
 
 
 class Adapter(Objective):
@@ -171,19 +171,14 @@ class Adapt:
                     return found
                 finished.append(found)
                 metrics |= {f"{prefix}{name}": value for name, value in errors(found, stream).items()}
-        write_json(
-            folder / "result.json",
-            {
-                "format_version": FORMAT_VERSION,
-                "method": context.method,
-                "stage": self.name,
-                "seed": context.seed,
-                "metrics": metrics | {"parameters": float(cost.parameters(self.source))},
-                "updates": len(self.data.stream),
-                "samples_seen": len(finished[-1].label),
-                "seconds": round(finished[-1].seconds, 3),
-                "versions": versions(),
-            },
+        write_result(
+            folder,
+            context,
+            self.name,
+            metrics=metrics | {"parameters": float(cost.parameters(self.source))},
+            updates=len(self.data.stream),
+            samples_seen=len(finished[-1].label),
+            seconds=finished[-1].seconds,
         )
         return ""
 

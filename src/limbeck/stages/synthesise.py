@@ -24,7 +24,7 @@ from limbeck.stages.evaluation import as_shipped
 from limbeck.stages.files import write_atomically, write_json
 from limbeck.stages.label import teacher_hash
 from limbeck.stages.log import COLUMNS
-from limbeck.stages.stage import FORMAT_VERSION, Context, source_hash, versions
+from limbeck.stages.stage import Context, source_hash, versions, write_result
 
 SPENT = "seconds.json"
 Observe = Callable[[int, Mapping[str, Tensor]], None]
@@ -128,19 +128,14 @@ class Synthesise:
         self._write_log(folder, files)
         index = {"format_version": DATA_VERSION, "classes": list(maker.classes), "chunks": files}
         write_json(folder / INDEX, index)
-        write_json(
-            folder / "result.json",
-            {
-                "format_version": FORMAT_VERSION,
-                "method": context.method,
-                "stage": self.name,
-                "seed": context.seed,
-                "metrics": {"images": float(sum(len(chunk) for chunk in maker.chunks))},
-                "updates": len(files) * steps,
-                "samples_seen": steps * sum(len(chunk) for chunk in maker.chunks),
-                "seconds": round(spent + time.perf_counter() - begin, 3),
-                "versions": versions(),
-            },
+        write_result(
+            folder,
+            context,
+            self.name,
+            metrics={"images": float(sum(len(chunk) for chunk in maker.chunks))},
+            updates=len(files) * steps,
+            samples_seen=steps * sum(len(chunk) for chunk in maker.chunks),
+            seconds=spent + time.perf_counter() - begin,
         )
 
     def load(self, folder: Path) -> Samples:

@@ -25,6 +25,7 @@ from limbeck.report.sections.scores import scores
 from limbeck.report.sections.segmentation import segmentation
 from limbeck.report.sections.similarity import similarity
 from limbeck.report.sections.stream import stream
+from limbeck.report.sections.synthetic import synthetic
 
 Make = Callable[[Loaded, Data | None], Section | None]
 
@@ -42,6 +43,7 @@ SECTIONS: tuple[Make, ...] = (
     confusion,
     segmentation,
     detection,
+    synthetic,
     pseudo_labels,
     curves,
     provenance,
