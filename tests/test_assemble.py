@@ -10,7 +10,7 @@ from torch import nn
 from limbeck.assemble import assemble, load_data
 from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
-from limbeck.methods.method import Ready, SingleFit
+from limbeck.methods.method import Nested, Ready, SingleFit
 from limbeck.models.classifier import Classifier
 from limbeck.recipe import resolve
 from limbeck.verbs.run import run
@@ -43,17 +43,19 @@ def test_first_weights_are_a_function_of_the_seed_and_leave_the_global_state_alo
 
 def test_a_teacher_of_equal_shape_starts_from_other_weights_than_its_student() -> None:
     method = single(KD | {"teacher": {"method": "supervised", "student": KD["student"]}})
-    teacher = method.teachers["teacher"]
+    nested = method.teachers["teacher"]
+    assert isinstance(nested, Nested)
+    assert nested.name == "teacher"
+    teacher = nested.method
     assert isinstance(teacher, SingleFit)
-    assert teacher.prefix == "teacher-"
     assert not torch.equal(weights(method), weights(teacher))
 
 
 def test_equal_data_are_opened_once_and_other_data_are_not_confused() -> None:
     method = single(KD)
-    assert method.teachers["teacher"].data is method.data  # type: ignore[attr-defined]
+    assert method.teachers["teacher"].method.data is method.data  # type: ignore[attr-defined]
     few = single(KD | {"teacher": KD["teacher"] | {"data": {"labels_per_class": 3}}})
-    assert len(few.teachers["teacher"].data.train) == 30  # type: ignore[attr-defined]
+    assert len(few.teachers["teacher"].method.data.train) == 30  # type: ignore[attr-defined]
     assert len(few.data.train) > 1000
 
 

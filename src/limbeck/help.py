@@ -46,7 +46,10 @@ def _method(prefix: str, recipe: Mapping[str, Any]) -> None:
 
 
 def _block(kind: str, where: str, block: Any, outer: Mapping[str, Any]) -> None:
-    if live(block):
+    if block is None:
+        _heading(f"{where}: not used unless it is given")
+        _entry(f"--{where} NAME", "now null", f"which {kind}")
+    elif live(block):
         _heading(f"{where}: a {type(block).__name__} made in Python")
     elif kind == "teacher" and "method" in block:
         _teacher(where, block, outer)
@@ -120,8 +123,12 @@ def _meanings(function: Any) -> dict[str, str]:
 
 def _entry(left: str, now: str, meaning: str) -> None:
     column = 46
-    gap = " " * max(2, column - len(left))
-    print(f"  {left}{gap}{now}".rstrip())
+    line = f"  {left}{' ' * max(2, column - len(left))}{now}".rstrip()
+    if len(line) <= width():
+        print(line)
+    else:
+        for part, indent in ((left, "  "), (now, "      ")):
+            print(textwrap.fill(part, width(), initial_indent=indent, subsequent_indent="      "))
     text = " ".join(meaning.replace("``", "").split())
     if text:
         print(textwrap.fill(text, width(), initial_indent="      ", subsequent_indent="      ", break_long_words=False))
@@ -132,4 +139,6 @@ def _shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shown(part)}" for key, part in value.items()) + "}"
     return "[" + ", ".join(map(_shown, value)) + "]" if isinstance(value, list | tuple) else str(value)

@@ -22,16 +22,23 @@ def width() -> int:
     return min(shutil.get_terminal_size().columns, 100)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[str] = ()) -> None:
-    """Print a table; the columns ``numbers`` are set to the right and never wrapped."""
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: Iterable[str] = (),
+    names: Iterable[str] = (),
+) -> None:
+    """Print a table; the columns ``numbers`` are set to the right, they and ``names`` are never wrapped."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    right = set(numbers)
+    right, fixed = set(numbers), set(names)
     for name in columns:
-        drawn.add_column(name, justify="right" if name in right else "left", no_wrap=name in right, overflow="fold")
+        whole = name in right or name in fixed
+        drawn.add_column(name, justify="right" if name in right else "left", no_wrap=whole, overflow="fold")
     for row in rows:
         drawn.add_row(*row)
     # Without markup: names of arms and papers are other people's text.
@@ -48,12 +55,18 @@ def methods(rows: Sequence[Mapping[str, str]]) -> None:
             for row in rows
             if row["task"] == task
         ]
-    table(["method", "paper", "arXiv", "kind", "evidence"], lines, numbers=["arXiv"])
+    table(["method", "paper", "arXiv", "kind", "evidence"], lines, numbers=["arXiv"], names=["method"])
 
 
 def metrics(models: Mapping[str, Mapping[str, float]]) -> None:
     """Print a line of metrics for each model."""
-    shown = {key: how for key, how in METRICS.items() if any(key in found for found in models.values())}
+    from limbeck.metrics.directions import BETTER  # not above: it comes with torch
+
+    known = {**METRICS, **{key: (key.replace("_", " "), "{:.3f}") for key in BETTER if key not in METRICS}}
+    known |= {key: known.pop(key) for key in ("parameters", "macs", "latency_ms")}  # cost comes last
+    shown = {key: how for key, how in known.items() if any(key in found for found in models.values())}
+    if "accuracy" in shown:
+        shown = {key: how for key, how in shown.items() if key in METRICS}
     # + 0.0: no minus before a zero.
     rows = [
         [name, *(form.format(round(found[key], 9) + 0.0) if key in found else "" for key, (_, form) in shown.items())]

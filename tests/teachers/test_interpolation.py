@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from limbeck.errors import LimbeckError
 from limbeck.teachers.interpolation import AdaptiveInterpolation
@@ -44,7 +45,7 @@ def reference(losses, total, t_start, t_end, alpha, beta):
     for step, loss in enumerate(losses):
         if previous is not None:
             momentum = beta * momentum + (1 - beta) * (previous - loss) / (previous + 1e-15)
-            moved = t + alpha / (1 + math.exp(-momentum)) * (1 - t)
+            moved = t + alpha * float(expit(momentum)) * (1 - t)
             t = min(t_end, max(t_start + (t_end - t_start) * step / total, moved))
         previous = loss
         yield t
