@@ -13,8 +13,9 @@ from limbeck import models
 from limbeck.methods.index import METHODS
 from limbeck.models.model import Model
 from limbeck.recipe import block_kinds, method_class, read, resolve
+from limbeck.stages.digest import digest
 from limbeck.stages.evaluation import evaluation
-from limbeck.stages.fit import Fit, digest
+from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Batch
 from limbeck.verbs.run import Run, run
 from tests.contract.exceptions import EXCEPTIONS

@@ -12,7 +12,8 @@ from limbeck.methods.diffusion.dmd2 import DMD2
 from limbeck.models import Classifier, build
 from limbeck.models.classifier import ImageTask
 from limbeck.models.denoiser import Denoiser
-from limbeck.stages.fit import Fit, digest
+from limbeck.stages.digest import digest
+from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Batch, Terms
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Context

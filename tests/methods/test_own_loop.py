@@ -15,8 +15,8 @@ from limbeck.losses.reduction import Mean
 from limbeck.methods.classification.kd import KD
 from limbeck.methods.classification.ps_kd import PSKD
 from limbeck.models.classifier import Classifier
+from limbeck.stages.digest import digest
 from limbeck.stages.evaluation import predict_logits, quality
-from limbeck.stages.fit import digest
 from limbeck.stages.objective import Objective, Plan
 from limbeck.teachers import Frozen
 from tests.methods.tables import assert_equal, fit, small, student

@@ -21,7 +21,8 @@ from limbeck.methods.classification.ps_kd import PSKD
 from limbeck.methods.classification.supervised import Supervised
 from limbeck.models import Classifier
 from limbeck.stages import schedule
-from limbeck.stages.fit import Fit, digest
+from limbeck.stages.digest import digest
+from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Batch, Objective, Terms
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Context, Program, drive

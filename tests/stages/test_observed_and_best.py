@@ -21,6 +21,7 @@ from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Batch, Terms
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Context, Program, drive
+from limbeck.teachers.ema import EMA
 from tests.stages.fits import KilledError, dying, fit, settings, weights_of
 from tests.stages.toys import Toy, small
 
@@ -192,3 +193,15 @@ def test_what_a_program_draws_depends_on_the_seed_only(tmp_path: Path) -> None:
     assert one == draws(0, "b")
     assert one[0] != one[1]
     assert not set(one) & set(draws(1, "c"))
+
+
+def test_what_lies_deep_in_an_objective_is_part_of_its_identity(data: ImageData, tmp_path: Path) -> None:
+    context = Context(tmp_path, "toy", 0)
+
+    def identity(decay: float) -> Any:
+        objective = Toy(small(data))
+        objective.ema = EMA(objective.student, decay=decay)
+        return Fit("fit", objective, data, settings()).identity(context)
+
+    assert identity(0.9) == identity(0.9)
+    assert identity(0.9) != identity(0.99)

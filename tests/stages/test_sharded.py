@@ -21,8 +21,8 @@ from torch.multiprocessing import ProcessRaisedException, start_processes
 from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
 from limbeck.models import load as load_model
+from limbeck.stages.digest import digest
 from limbeck.stages.evaluation import predict_logits
-from limbeck.stages.fit import digest
 from limbeck.stages.objective import Batch, Objective
 from limbeck.stages.processes import make_fabric
 from limbeck.teachers.frozen import Frozen

@@ -20,7 +20,7 @@ from limbeck.methods.classification.kd import KD
 from limbeck.methods.classification.ps_kd import PSKD
 from limbeck.models import Classifier
 from limbeck.models import load as load_model
-from limbeck.stages.fit import digest
+from limbeck.stages.digest import digest
 from limbeck.stages.objective import Batch, Objective, Plan, Terms
 from limbeck.stages.processes import make_fabric
 from limbeck.teachers.frozen import Frozen

@@ -2,10 +2,13 @@
 
 import dataclasses
 import hashlib
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def digest(module: nn.Module) -> str:
@@ -17,6 +20,25 @@ def digest(module: nn.Module) -> str:
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def structure(module: nn.Module) -> str:
+    """SHA-256 of what a module is made of: the classes, the repr and the plain attributes of all its parts.
+
+    The rate of an average of weights or the limits of a schedule are nowhere else.
+    """
+    digest = hashlib.sha256(_ADDRESS.sub("", repr(module)).encode())
+    for name, part in module.named_modules():
+        arguments = {key: value for key, value in plain_arguments(part).items() if _plain(value)}
+        digest.update(f"{name} {type(part).__module__}.{type(part).__qualname__} {sorted(arguments.items())}".encode())
+    return digest.hexdigest()
+
+
+def _plain(value: object) -> bool:
+    """Whether a value is plain data all through, so that it is written the same every time."""
+    if isinstance(value, tuple | list):
+        return all(_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def plain_arguments(value: object) -> dict[str, Any]:

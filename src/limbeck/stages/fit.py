@@ -8,8 +8,6 @@ same weights as one that was not.
 import copy
 import dataclasses
 import functools
-import hashlib
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,7 +28,7 @@ from limbeck.models.folder import load_weights, save
 from limbeck.models.model import Model
 from limbeck.stages.best import Best
 from limbeck.stages.checkpoint import Checkpoint
-from limbeck.stages.digest import digest, plain_arguments
+from limbeck.stages.digest import digest, plain_arguments, structure
 from limbeck.stages.engine import Engine
 from limbeck.stages.evaluation import evaluation
 from limbeck.stages.files import saving
@@ -46,7 +44,6 @@ WITHOUT_EFFECT = ("workers", "log_every", "evaluations", "checkpoint_seconds", "
 """Settings that do not change the weights."""
 
 CHECKPOINT = "checkpoint.pt"
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Fit:
@@ -72,7 +69,7 @@ class Fit:
             "objective": f"{type(self.objective).__module__}.{type(self.objective).__qualname__}",
             "arguments": plain_arguments(self.objective),
             "source": source_hash(type(self.objective)),
-            "modules": hashlib.sha256(_ADDRESS.sub("", repr(self.objective)).encode()).hexdigest(),
+            "modules": structure(self.objective),
             "weights": digest(self.objective),
             "data": fingerprint(self.data),
             "settings": settings,

@@ -17,9 +17,9 @@ from limbeck.data.stored_views import StoredViews, mix
 from limbeck.data.stream import Stream
 from limbeck.errors import LimbeckError
 from limbeck.labels.mix_rows import Draw, draw_cutmix, draw_mixup
+from limbeck.stages.digest import digest, structure
 from limbeck.stages.evaluation import as_shipped
 from limbeck.stages.files import write_json
-from limbeck.stages.fit import digest
 from limbeck.stages.stage import Context, source_hash, versions, write_result
 
 PROGRESS = "progress.json"
@@ -194,18 +194,7 @@ class Label:
 
 def teacher_hash(teacher: nn.Module) -> str:
     """SHA-256 of a teacher: its weights, its modules and their settings (such as the weights of an ensemble)."""
-    found = hashlib.sha256(digest(teacher).encode())
-    for name, module in teacher.named_modules():
-        settings = {key: value for key, value in sorted(vars(module).items()) if _is_setting(key, value)}
-        found.update(f"{name} {type(module).__qualname__} {settings}".encode())
-    return found.hexdigest()
-
-
-def _is_setting(key: str, value: Any) -> bool:
-    if key.startswith("_") or key == "training":
-        return False
-    parts = value if isinstance(value, list | tuple) else [value]
-    return all(isinstance(part, bool | int | float | str) for part in parts)
+    return hashlib.sha256(f"{digest(teacher)} {structure(teacher)}".encode()).hexdigest()
 
 
 def _progress(path: Path) -> tuple[int, float]:

@@ -16,9 +16,9 @@ from limbeck.errors import LimbeckError
 from limbeck.metrics import cost
 from limbeck.models.folder import save
 from limbeck.models.text_encoder import TextEncoder
+from limbeck.stages.digest import digest
 from limbeck.stages.evaluation.similarity import SCORES, predict_scores, quality, write_scores
 from limbeck.stages.files import saving, write_json
-from limbeck.stages.fit import digest
 from limbeck.stages.processes import make_fabric
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import FORMAT_VERSION, Context, is_first_process, source_hash, versions, write_result

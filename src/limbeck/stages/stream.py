@@ -21,9 +21,10 @@ from limbeck.models.classifier import Classifier
 from limbeck.models.folder import load_weights, save
 from limbeck.stages.answers import STREAM, Answers, Pass, errors, gathered, read, write
 from limbeck.stages.checkpoint import Checkpoint
+from limbeck.stages.digest import digest
 from limbeck.stages.engine import Engine
 from limbeck.stages.files import saving
-from limbeck.stages.fit import CHECKPOINT, Fit, digest, seed_update
+from limbeck.stages.fit import CHECKPOINT, Fit, seed_update
 from limbeck.stages.interrupt import Interrupt
 from limbeck.stages.log import Log
 from limbeck.stages.objective import Batch, Objective, Plan

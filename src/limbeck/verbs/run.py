@@ -19,8 +19,9 @@ from limbeck.data.fingerprint import fingerprint
 from limbeck.errors import LimbeckError
 from limbeck.models.model import Model
 from limbeck.recipe import Recipe, nest, overlay, read, resolve
+from limbeck.stages.digest import digest
 from limbeck.stages.files import locked, write_json, write_text
-from limbeck.stages.fit import deciding, digest
+from limbeck.stages.fit import deciding
 from limbeck.stages.progress import Reporter
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import FORMAT_VERSION, Context, drive, is_first_process, versions
