@@ -88,3 +88,55 @@ def test_the_data_of_a_run_are_found_again(tmp_path: Path, digits: ImageData) ->
     live = run(recipe | {"data": digits}, out=tmp_path, quiet=True)
     with pytest.raises(LimbeckError, match=r"were a limbeck\.data\.samples\.ImageData of a Python program"):
         load_data(live.folder)
+
+
+FEDERATION = {"method": "fedavg", "data": {"name": "clients", "clients": 2, "alpha": 1.0}, "clients_per_round": 1}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({**FEDERATION, "data": "digits", "student": "cnn"}, "works on ClientData, .* ImageData; sources .*: clients"),
+        (
+            {"method": "supervised", "student": "cnn", "data": "digit_boxes"},
+            "works on ImageData, and data holds BoxData; sources that fit: digits, folder",
+        ),
+        (
+            {"method": "fst", "student": "unet_segmenter", "data": "digits"},
+            "fst works on MaskData, .*; sources that fit: camvid, digit_masks",
+        ),
+    ],
+)
+def test_data_of_another_kind_are_refused_with_the_sources_that_fit(recipe: dict[str, Any], message: str) -> None:
+    with pytest.raises(LimbeckError, match=message):
+        assemble(resolve(recipe), 0)
+
+
+def test_a_model_of_another_kind_is_refused() -> None:
+    with pytest.raises(LimbeckError, match="student must be a Classifier, and unet_segmenter is a Segmenter"):
+        assemble(resolve({**FEDERATION, "student": "unet_segmenter"}), 0)
+    made = single({"method": "supervised", "student": "gpt"})
+    with pytest.raises(LimbeckError, match="'gpt' is built for a TextTask, and the data give a ImageTask"):
+        made.models["student"]()
+
+
+def test_data_that_are_more_than_needed_will_do() -> None:
+    found = single({"method": "supervised", "student": "cnn", "data": FEDERATION["data"]})
+    assert len(found.data.train) > 0
+
+
+def test_an_optional_block_may_be_left_out_or_given() -> None:
+    start = {"method": "simcse", "student": {"name": "bi_encoder", "width": 8, "layers": 1, "heads": 1}}
+    cross = {"name": "cross_encoder", "width": 8, "layers": 1, "heads": 1}
+    base = {
+        "method": "trans-encoder",
+        "data": {"name": "description_pairs", "pairs": 40},
+        "start": start,
+        "cross": cross,
+    }
+    alone = resolve(base)
+    assert alone["peer_start"] is None
+    assert len(assemble(alone, 0).starts) == 1  # type: ignore[attr-defined]
+    mutual = assemble(resolve({**base, "peer_start": start, "peer_cross": cross}), 0)
+    assert len(mutual.starts) == 2  # type: ignore[attr-defined]
+    assert [nested.name for nested in mutual.starts] == ["start", "peer_start"]  # type: ignore[attr-defined]

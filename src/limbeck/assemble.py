@@ -1,6 +1,7 @@
 """From a resolved recipe and a seed to a method that can run."""
 
 import functools
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 
 from limbeck.data.data import Data
-from limbeck.data.load import load
+from limbeck.data.index import SOURCES
+from limbeck.data.load import load, source_function
 from limbeck.data.random import derive
+from limbeck.data.samples import ImageData, Source
 from limbeck.errors import LimbeckError
 from limbeck.methods.method import Method, Nested, Ready, SingleFit
 from limbeck.models import Classifier, build
@@ -41,12 +44,14 @@ def assemble(recipe: Mapping[str, Any], seed: int, prefix: str = "", opened: dic
     kinds = block_kinds(cls)
     data_blocks = {name: _data(recipe[name], seed, opened) for name, kind in kinds.items() if kind == "data"}
     data = next(iter(data_blocks.values()))
+    _refuse_other_data(recipe["method"], cls, data)
     for name, kind in kinds.items():
         block = arguments.pop(name)
         if block is None:
             continue
         if kind == "model":
-            models[name] = functools.partial(_model, block, data, derive(seed, prefix + name))
+            needed = _hint(cls, name)
+            models[name] = functools.partial(_student, block, data, derive(seed, prefix + name), name, needed)
         elif kind == "teacher" and isinstance(block, Mapping) and "method" in block:
             teachers[name] = Nested(name, assemble(block, seed, f"{prefix}{name}-", opened))
         elif kind == "teacher":
@@ -88,6 +93,37 @@ def _data(block: Any, seed: int, opened: dict[str, Data]) -> Data:
         arguments = dict(block)
         opened[key] = load(arguments.pop("name"), seed, **arguments)
     return opened[key]
+
+
+def _hint(cls: type, name: str) -> Any:
+    """The class that a method's constructor wants for an argument."""
+    hint = typing.get_type_hints(vars(cls)["__init__"]).get(name, Model)
+    return next((part for part in typing.get_args(hint) if part is not type(None)), hint)  # X | None
+
+
+def _refuse_other_data(slug: str, cls: type, data: Data) -> None:
+    """Say which sources a method can work on, where it cannot work on this one."""
+    reader = cls.streams if issubclass(cls, Objective) else vars(cls)["__init__"]
+    needed = typing.get_type_hints(reader).get("data", Data)
+    if needed is Any:  # an objective that reads its data as any other does
+        needed = ImageData if issubclass(_hint(cls, "student"), Classifier) else Data
+    if isinstance(data, needed):
+        return
+    made = {name: typing.get_type_hints(source_function(name)).get("return") for name in SOURCES}
+    given = {name: ImageData if kind is Source else kind for name, kind in made.items()}
+    fitting = ", ".join(name for name, kind in given.items() if isinstance(kind, type) and issubclass(kind, needed))
+    raise LimbeckError(
+        f"{slug} works on {needed.__name__}, and data holds {type(data).__name__}; sources that fit: {fitting}"
+    )
+
+
+def _student(block: Any, data: Data, seed: int, name: str, needed: type) -> Model:
+    model = _model(block, data, seed)
+    if not isinstance(model, needed):
+        raise LimbeckError(
+            f"{name} must be a {needed.__name__}, and {model.factory or 'it'} is a {type(model).__name__}"
+        )
+    return model
 
 
 def _model(block: Any, data: Data, seed: int) -> Model:

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from limbeck.errors import LimbeckError, nearest
 from limbeck.models.index import BUILDERS
@@ -36,6 +36,11 @@ def build(name: str, task: Any, **arguments: Any) -> "Model":
     factory = find(name)
     if name in BUILDERS:
         check_arguments(name, factory, arguments, given=("task",))
+        wanted = get_type_hints(factory)["task"]
+        if wanted is not Any and not isinstance(task, wanted):
+            raise LimbeckError(
+                f"model {name!r} is built for a {wanted.__name__}, and the data give a {type(task).__name__}"
+            )
         # Written out: a saved model does not change when a default does.
         arguments = _defaults(factory) | arguments
         model: Model = factory(task, **arguments)
