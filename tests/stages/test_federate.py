@@ -10,8 +10,9 @@ from limbeck.data.load import load
 from limbeck.errors import LimbeckError
 from limbeck.models import build
 from limbeck.models.model import Model
+from limbeck.stages.aggregation import Update, average, difference
 from limbeck.stages.digest import digest
-from limbeck.stages.federate import Federate, Update, average, difference
+from limbeck.stages.federate import Federate
 from limbeck.stages.progress import Reporter
 from limbeck.stages.stage import Context, drive
 from tests.contract.training import KillAt, Killed

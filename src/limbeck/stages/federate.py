@@ -12,10 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from limbeck.data.clients import ClientData
 from limbeck.data.fingerprint import fingerprint
@@ -23,6 +22,7 @@ from limbeck.data.random import derive, permutation
 from limbeck.errors import LimbeckError
 from limbeck.models.folder import load_weights, save
 from limbeck.models.model import Model
+from limbeck.stages.aggregation import Update, Weights, average, means, pooled
 from limbeck.stages.digest import digest, plain_arguments
 from limbeck.stages.evaluation import evaluation, predict_logits
 from limbeck.stages.files import saving, write_atomically, write_text
@@ -33,21 +33,6 @@ from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Context, source_hash, versions, write_result
 
 CHECKPOINT = "checkpoint.pt"
-Weights = dict[str, Tensor]
-
-
-class Update(NamedTuple):
-    """What a client sends back.
-
-    Attributes:
-        delta: the change of every floating tensor of the model's ``state_dict``.
-        weight: how much it counts, >= 0: the number of samples it was made with.
-        observed: what is logged, as name -> (total, count).
-    """
-
-    delta: Weights
-    weight: float
-    observed: Mapping[str, tuple[float, float]] = {}
 
 
 class Work(Protocol):
@@ -232,12 +217,12 @@ class Federate:
                 f"{self.name}: every client of round {state.round + 1} failed, the last with: {state.failures[-1][2]}"
             )
         self.model.load_state_dict(average(weights, updates))
-        seen = _pooled([update.observed for update in updates])
-        state.observed = _pooled([state.observed, seen])
+        seen = pooled([update.observed for update in updates])
+        state.observed = pooled([state.observed, seen])
         state.round += 1
         total = sum(update.weight for update in updates)
         values = {"weight": total, "clients": float(len(updates))}
-        log.rows(state.round, float(state.round), "train", values | _means(seen))
+        log.rows(state.round, float(state.round), "train", values | means(seen))
 
     def _finish(self, folder: Path, context: Context, state: State) -> None:
         with saving(folder / "model"):
@@ -246,7 +231,7 @@ class Federate:
         accuracies = [self._accuracy(number) for number in range(len(self.data.clients))]
         self._write_clients(folder, state, accuracies)
         known = [value for value in accuracies if value is not None]
-        metrics |= _means(state.observed) | {"failures": float(len(state.failures))}
+        metrics |= means(state.observed) | {"failures": float(len(state.failures))}
         if known:
             metrics |= {"worst_client_accuracy": min(known)}
         if state.failures:
@@ -327,47 +312,8 @@ class Local:
         return update if broken is None else f"the change of {broken} is NaN or infinite"
 
 
-def average(weights: Weights, updates: Sequence[Update]) -> Weights:
-    """The weights plus the mean change, each update weighted by its share (arXiv 1602.05629, algorithm 1).
-
-    Integer buffers, such as the counts of batch normalisation, and weights that no update changes stay; so does
-    everything where all updates have weight 0.
-
-    Args:
-        weights: the server's.
-        updates: of the clients, in the order in which they are added up.
-    """
-    total = sum(update.weight for update in updates)
-    changed = {name: value.clone() for name, value in weights.items()}
-    for update in updates:
-        for name, change in update.delta.items():
-            if total > 0:
-                changed[name] += (update.weight / total) * change.to(changed[name])
-    return changed
-
-
-def difference(model: Model, start: Weights) -> Weights:
-    """The change of every floating tensor of a model since ``start``."""
-    return {
-        name: (value - start[name]).detach() for name, value in model.state_dict().items() if value.is_floating_point()
-    }
-
-
 def _weights(model: Model) -> Weights:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _pooled(parts: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
-    pooled: dict[str, tuple[float, float]] = {}
-    for part in parts:
-        for name, (total, count) in part.items():
-            before = pooled.get(name, (0.0, 0.0))
-            pooled[name] = (before[0] + total, before[1] + count)
-    return pooled
-
-
-def _means(observed: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    return {name: total / count for name, (total, count) in observed.items() if count}
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

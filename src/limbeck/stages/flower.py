@@ -12,7 +12,8 @@ from torch import Tensor
 from limbeck.data.clients import ClientData
 from limbeck.errors import LimbeckError, require
 from limbeck.models.model import Model
-from limbeck.stages.federate import Engine, Local, Update, Weights, Work
+from limbeck.stages.aggregation import Update, Weights
+from limbeck.stages.federate import Engine, Local, Work
 
 _CONNECTING = 120.0
 """Seconds that Flower gets to bring its clients up."""

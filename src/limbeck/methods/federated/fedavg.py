@@ -10,7 +10,8 @@ from limbeck.errors import LimbeckError
 from limbeck.losses.divergence import cross_entropy
 from limbeck.models.classifier import Classifier
 from limbeck.models.model import Model
-from limbeck.stages.federate import Federate, Update, difference
+from limbeck.stages.aggregation import Update, difference
+from limbeck.stages.federate import Federate
 from limbeck.stages.local_steps import local_steps
 from limbeck.stages.stage import Program
 
