@@ -13,8 +13,9 @@ from limbeck.data import box_views
 from limbeck.data.bccd import annotated_cells
 from limbeck.data.data import Batch, Data, Records
 from limbeck.data.digit_scenes import digit_scenes
-from limbeck.data.pixels import Images, Lazy, Memory
+from limbeck.data.pixels import Images, Memory
 from limbeck.data.random import derive, permutation
+from limbeck.data.statistics import channel_statistics
 from limbeck.errors import LimbeckError
 
 if TYPE_CHECKING:
@@ -189,8 +190,8 @@ class BoxData(Data):
         """What a model needs to know; mean and standard deviation of all training images, labelled or not."""
         from limbeck.models.classifier import ImageTask
 
-        rows = torch.cat([part.rows for part in (self.train, self.unlabeled) if part is not None])
-        mean, std = _statistics(self.train.images, rows)
+        parts = [(part.images, part.rows) for part in (self.train, self.unlabeled) if part is not None]
+        mean, std = channel_statistics(parts)
         return ImageTask(self.classes, self.train.images.shape[0], self.train.size, mean, std)
 
 
@@ -301,16 +302,3 @@ def _check(truth: PaddedBoxes, classes: Sequence[str], size: tuple[int, int]) ->
     for what, where in wrong.items():
         if where.any():
             raise LimbeckError(f"the image at index {int(torch.nonzero(where)[0, 0])} {what}")
-
-
-def _statistics(images: Images, rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    # Evenly spaced images are enough where every one would have to be decoded for it.
-    step = max(1, len(rows) // 1000) if isinstance(images, Lazy) else 1
-    parts = [images.take(part).double() for part in rows[::step].split(64)]
-    count = sum(part.numel() for part in parts) / images.shape[0]
-    mean = sum(part.sum((0, 2, 3)) for part in parts) / count
-    squares = sum(part.square().sum((0, 2, 3)) for part in parts) / count
-    std = (squares - torch.as_tensor(mean).square()).clamp_min(0).sqrt()
-    std = torch.where(std < 1e-6, torch.ones_like(std), std)  # constant images: leave their scale alone
-    # Six digits: the last ones depend on the number of threads.
-    return tuple(round(value, 6) for value in torch.as_tensor(mean).tolist()), tuple(round(v, 6) for v in std.tolist())
