@@ -3,7 +3,8 @@ import math
 import pytest
 from scipy.stats import ttest_1samp
 
-from limbeck.report.numbers import metric, paired_interval, primary, seconds, signed, spread, written
+from limbeck.metrics.directions import BETTER
+from limbeck.report.numbers import METRICS, metric, paired_interval, primary, seconds, signed, spread, written
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,7 @@ def test_accuracy_comes_first_and_unknown_metrics_keep_their_name() -> None:
     assert primary(["map", "map_50"]) == "map"
     assert primary([]) is None
     assert metric("map").label == "map"
+
+
+def test_every_headline_metric_has_a_name_and_one_direction() -> None:
+    assert {name: METRICS[name].better for name in BETTER} == BETTER
