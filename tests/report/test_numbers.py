@@ -62,7 +62,7 @@ def test_accuracy_comes_first_and_unknown_metrics_keep_their_name() -> None:
     assert primary(["nll", "accuracy"]) == "accuracy"
     assert primary(["map", "map_50"]) == "map"
     assert primary([]) is None
-    assert metric("map").label == "map"
+    assert metric("odd_one").label == "odd_one"
 
 
 def test_every_headline_metric_has_a_name_and_one_direction() -> None:
