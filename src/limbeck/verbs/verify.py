@@ -10,6 +10,7 @@ from typing import Any
 from limbeck.catalogue import evidence_file, sources
 from limbeck.errors import LimbeckError, nearest
 from limbeck.methods.index import METHODS
+from limbeck.metrics.directions import BETTER
 from limbeck.recipe import nest, overlay, read_yaml, resolve
 from limbeck.signature import refuse_unknown
 from limbeck.stages.files import write_json
@@ -270,5 +271,5 @@ def finding(claims: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    names = ("accuracy", "nll", "ece", "aurc", "scaled/nll", "scaled/ece", "teacher/accuracy")
+    names = (*BETTER, "scaled/nll", "scaled/ece", *(f"teacher/{name}" for name in BETTER))
     return {name: [row["metrics"][name] for row in rows] for name in names if all(name in r["metrics"] for r in rows)}
