@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.catalogue import describe, list_methods
+from limbeck.metrics.directions import BETTER
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "limbeck"
-FRACTIONS = ("accuracy", "ece", "scaled/ece", "scaled/accuracy", "teacher/accuracy")
+FRACTIONS = ("accuracy", "ece", "scaled/ece", "error", "map", "map_50", "map_75", "miou", "pixel_accuracy")
+COLUMNS = ("accuracy", "nll", "ece", "scaled/nll", "scaled/ece", *(name for name in BETTER if name != "aurc"))
 
 
 def pages() -> dict[Path, str]:
@@ -137,7 +139,8 @@ def _claims(measured: Mapping[str, Any]) -> list[str]:
 
 
 def _arms(measured: Mapping[str, Any]) -> list[str]:
-    names = ["accuracy", "nll", "ece", "scaled/nll", "scaled/ece"]
+    known = [name for name in dict.fromkeys(COLUMNS) if all(name in metrics for metrics in measured["arms"].values())]
+    names = known[:5]
     lines = ["| arm | " + " | ".join(names) + " | tuned to |", "|---" * (len(names) + 2) + "|"]
     for arm, metrics in measured["arms"].items():
         cells = []
