@@ -20,6 +20,7 @@ from limbeck.models import Classifier, build
 from limbeck.models.classifier import ImageTask
 from limbeck.models.model import Model
 from limbeck.recipe import block_kinds, method_class, read
+from limbeck.signature import without_none
 from limbeck.stages.objective import Objective
 from limbeck.stages.settings import FitSettings
 
@@ -97,8 +98,7 @@ def _data(block: Any, seed: int, opened: dict[str, Data]) -> Data:
 
 def _hint(cls: type, name: str) -> Any:
     """The class that a method's constructor wants for an argument."""
-    hint = typing.get_type_hints(vars(cls)["__init__"]).get(name, Model)
-    return next((part for part in typing.get_args(hint) if part is not type(None)), hint)  # X | None
+    return without_none(typing.get_type_hints(vars(cls)["__init__"]).get(name, Model))
 
 
 def _refuse_other_data(slug: str, cls: type, data: Data) -> None:

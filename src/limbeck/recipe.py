@@ -18,7 +18,7 @@ from limbeck.data.index import SOURCES
 from limbeck.errors import LimbeckError, nearest
 from limbeck.methods.index import METHODS
 from limbeck.models.index import BUILDERS
-from limbeck.signature import check, options, refuse_unknown, takes_anything
+from limbeck.signature import check, options, refuse_unknown, takes_anything, without_none
 from limbeck.yaml_text import parse_value as parse_value
 from limbeck.yaml_text import read_yaml as read_yaml
 
@@ -181,8 +181,8 @@ def block_kinds(cls: type) -> dict[str, str]:
     kinds = {Model: "model", Frozen: "teacher", Data: "data", FitSettings: "fit"}
     found = {}
     for name, hint in typing.get_type_hints(vars(cls)["__init__"]).items():
-        hint = next((part for part in typing.get_args(hint) if part is not type(None)), hint)  # X | None
-        kind = next((kind for base, kind in kinds.items() if isinstance(hint, type) and issubclass(hint, base)), None)
+        wanted = without_none(hint)
+        kind = next((k for base, k in kinds.items() if isinstance(wanted, type) and issubclass(wanted, base)), None)
         if kind is not None:
             found[name] = kind
     if issubclass(cls, Objective):

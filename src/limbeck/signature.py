@@ -136,6 +136,12 @@ def _wrong_type(key: str, value: Any, hint: Any) -> LimbeckError:
     )
 
 
+def without_none(hint: Any) -> Any:
+    """``X`` of a hint ``X | None``; any other hint as it is."""
+    parts = [part for part in typing.get_args(hint) if part is not type(None)]
+    return parts[0] if _takes_none(hint) and len(parts) == 1 else hint
+
+
 def _takes_none(hint: Any) -> bool:
     return hint in (None, type(None), Any) or type(None) in typing.get_args(hint)
 

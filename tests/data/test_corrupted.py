@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.data.corrupted import CorruptedStream, as_stream, corruptions
+from limbeck.data.corrupted import CorruptedStream, corruptions
 from limbeck.data.corruptions import CORRUPTIONS, corrupt
 from limbeck.data.fingerprint import fingerprint
 from limbeck.data.load import load
@@ -120,8 +120,3 @@ def test_default_order_is_every_corruption() -> None:
 def test_wrong_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(LimbeckError, match=message):
         corruptions(seed=0, **options)  # type: ignore[arg-type]
-
-
-def test_data_without_a_stream_are_refused(digits: ImageData) -> None:
-    with pytest.raises(LimbeckError, match=r"needs a stream, and data is ImageData: take data: \{name: corruptions"):
-        as_stream(digits)

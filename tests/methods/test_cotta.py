@@ -259,7 +259,7 @@ def test_program_adapts_and_keeps_the_teacher(data: CorruptedData, model: Classi
     stage.run(tmp_path, context(tmp_path))
     kept = stage.load(tmp_path)
     assert not _equal(kept, model)
-    assert (stage.objective.alpha, stage.objective.p, stage.objective.flip) == (0.9, 0.01, False)  # type: ignore[attr-defined]
+    assert (stage.objective.teacher.decay, stage.objective.p, stage.objective.flip) == (0.9, 0.01, False)  # type: ignore[attr-defined]
 
 
 def test_flips_follow_the_data(data: CorruptedData, model: Classifier) -> None:

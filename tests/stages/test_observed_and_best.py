@@ -1,5 +1,6 @@
 """What an objective tells beside its loss, which weights a fit keeps, and the seeds of a program's own draws."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -205,3 +206,26 @@ def test_what_lies_deep_in_an_objective_is_part_of_its_identity(data: ImageData,
 
     assert identity(0.9) == identity(0.9)
     assert identity(0.9) != identity(0.99)
+
+
+class Partial(Toy):
+    """Keeps its hyperparameter where no attribute shows it."""
+
+    def __init__(self, student: Classifier, strength: float = 1.0, **others: float) -> None:
+        super().__init__(student)
+        self.scale = lambda value: strength * value
+
+
+def test_what_a_constructor_was_given_is_part_of_the_identity(data: ImageData, tmp_path: Path) -> None:
+    context = Context(tmp_path, "toy", 0)
+
+    def identity(*arguments: float, **named: float) -> Any:
+        return Fit("fit", Partial(small(data), *arguments, **named), data, settings()).identity(context)
+
+    assert identity(2.0) == identity(strength=2.0)
+    assert identity(2.0) != identity(3.0)
+    assert identity(other=2.0) != identity(other=3.0)
+
+
+def test_a_copy_remembers_what_it_was_given(data: ImageData) -> None:
+    assert copy.deepcopy(Toy(small(data), ("all",))).given == {"use": ("all",)}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.data.corruptions import CORRUPTIONS, SEVERITIES, check, corrupt
-from limbeck.data.data import Batch, Data
+from limbeck.data.data import Batch
 from limbeck.data.load import load_images
 from limbeck.data.places import existing
 from limbeck.data.random import derive, permutation
@@ -228,17 +228,3 @@ def corruptions(
         stream=stream(test, "test"),
         validation_stream=stream(data.validation, "validation") if folder is None else None,
     )
-
-
-def as_stream(data: Data) -> CorruptedData:
-    """The data, where they have a stream to adapt to.
-
-    Raises:
-        LimbeckError: they have none.
-    """
-    if not isinstance(data, CorruptedData):
-        raise LimbeckError(
-            f"test-time adaptation needs a stream, and data is {type(data).__name__}: "
-            "take data: {name: corruptions, dataset: YOUR_DATA}"
-        )
-    return data

@@ -29,15 +29,17 @@ def structure(module: nn.Module) -> str:
     """
     digest = hashlib.sha256(_ADDRESS.sub("", repr(module)).encode())
     for name, part in module.named_modules():
-        arguments = {key: value for key, value in plain_arguments(part).items() if _plain(value)}
+        arguments = {key: value for key, value in plain_arguments(part).items() if is_plain(value)}
         digest.update(f"{name} {type(part).__module__}.{type(part).__qualname__} {sorted(arguments.items())}".encode())
     return digest.hexdigest()
 
 
-def _plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
     """Whether a value is plain data all through, so that it is written the same every time."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(part) for key, part in value.items())
     if isinstance(value, tuple | list):
-        return all(_plain(part) for part in value)
+        return all(is_plain(part) for part in value)
     return value is None or isinstance(value, bool | int | float | str)
 
 

@@ -28,7 +28,7 @@ from limbeck.models.folder import load_weights, save
 from limbeck.models.model import Model
 from limbeck.stages.best import Best
 from limbeck.stages.checkpoint import Checkpoint
-from limbeck.stages.digest import digest, plain_arguments, structure
+from limbeck.stages.digest import digest, structure
 from limbeck.stages.engine import Engine
 from limbeck.stages.evaluation import evaluation
 from limbeck.stages.files import saving
@@ -67,7 +67,7 @@ class Fit:
         settings = deciding(self.settings.plain())
         return {
             "objective": f"{type(self.objective).__module__}.{type(self.objective).__qualname__}",
-            "arguments": plain_arguments(self.objective),
+            "arguments": self.objective.given,
             "source": source_hash(type(self.objective)),
             "modules": structure(self.objective),
             "weights": digest(self.objective),

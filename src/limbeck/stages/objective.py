@@ -1,8 +1,9 @@
 """The objective: what a fit optimises."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from limbeck.data.stream import Stream
 from limbeck.losses.reduction import Mean
 from limbeck.models.model import Model
+from limbeck.stages.digest import is_plain
 from limbeck.teachers.frozen import Frozen
 
 if TYPE_CHECKING:
@@ -47,6 +49,19 @@ class Objective(nn.Module):
     student: Model
     progress: ClassVar[tuple[str, str]] = ("nll", "lower")
     """The validation metric that improves while the method learns, and its better direction."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember what the constructor was given: two objectives that differ in it are two different fits."""
+        made = super().__new__(cls)
+        parameters = inspect.signature(cls.__init__).bind_partial(made, *args, **kwargs).arguments
+        made.__dict__["_given"] = {name: value for name, value in list(parameters.items())[1:] if is_plain(value)}
+        return made
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The plain arguments of the constructor, its hyperparameters, wherever it has put them."""
+        found: dict[str, Any] = self.__dict__["_given"]
+        return found
 
     def begin(self, plan: Plan) -> None:
         """Called once before the first update, and before a saved state is restored."""

@@ -3,7 +3,7 @@
 import copy
 from typing import cast
 
-from limbeck.data.corrupted import CorruptedData, as_stream
+from limbeck.data.corrupted import CorruptedData
 from limbeck.errors import LimbeckError
 from limbeck.methods.method import Method
 from limbeck.models.batch_norm import use_batch_statistics
@@ -49,7 +49,7 @@ class BNAdapt:
         if prior < 0:
             raise LimbeckError(f"prior is {prior}; it must be a number of images from 0 on")
         self.teacher = cast("Method", teacher)
-        self.data = as_stream(data)
+        self.data = data
         self.prior = prior
 
     def program(self) -> Program:

@@ -6,7 +6,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from limbeck.data.corrupted import CorruptedData, as_stream
+from limbeck.data.corrupted import CorruptedData
 from limbeck.data.tta import SOFT, STRONG, katana
 from limbeck.errors import LimbeckError
 from limbeck.labels.thresholds import quantile_threshold
@@ -38,7 +38,6 @@ class CoTTAAdapter(Adapter):
             use_batch_statistics(self.student)
         self.teacher = EMA(self.student, decay=alpha, warmup=False)
         self.anchor = Frozen(copy.deepcopy(self.student))
-        self.alpha = alpha
         self.p = p
         self.p_th = p_th
         self.N = N
@@ -134,7 +133,7 @@ class CoTTA:
         if N < 1:
             raise LimbeckError(f"N is {N}; it must be at least 1")
         self.teacher = cast("Method", teacher)
-        self.data = as_stream(data)
+        self.data = data
         self.alpha = alpha
         self.p = p
         self.p_th = p_th

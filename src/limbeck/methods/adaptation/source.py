@@ -3,7 +3,7 @@
 import copy
 from typing import cast
 
-from limbeck.data.corrupted import CorruptedData, as_stream
+from limbeck.data.corrupted import CorruptedData
 from limbeck.methods.method import Method
 from limbeck.models.classifier import Classifier
 from limbeck.stages.objective import Batch, Terms
@@ -38,7 +38,7 @@ class Source:
 
     def __init__(self, teacher: Frozen, data: CorruptedData) -> None:
         self.teacher = cast("Method", teacher)
-        self.data = as_stream(data)
+        self.data = data
 
     def program(self) -> Program:
         """Train the source model where need be, then answer the stream."""

@@ -3,7 +3,7 @@
 import copy
 from typing import Literal, cast
 
-from limbeck.data.corrupted import CorruptedData, as_stream
+from limbeck.data.corrupted import CorruptedData
 from limbeck.losses.entropy import entropy
 from limbeck.methods.method import Method
 from limbeck.models.batch_norm import affine_parameters, use_batch_statistics
@@ -60,7 +60,7 @@ class Tent:
         momentum: float = 0.9,
     ) -> None:
         self.teacher = cast("Method", teacher)
-        self.data = as_stream(data)
+        self.data = data
         self.settings = online(self.data.stream.batch_size, optimizer, lr, momentum)
 
     def program(self) -> Program:

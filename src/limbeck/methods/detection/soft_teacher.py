@@ -53,8 +53,9 @@ class PseudoBoxes(Objective):
         }
 
     def begin(self, plan: Plan) -> None:
-        """The teacher starts as a copy of the student."""
-        self.teacher = EMA(self.student, self.ema_decay, warmup=False)
+        """The teacher starts as a copy of the student, which counts as its first update."""
+        self.teacher = EMA(self.student, self.ema_decay, warmup="mean")
+        self.teacher.update(self.student)
 
     def terms(self, batch: Batches) -> Terms:
         """Supervised terms of the labelled images, and alpha times those of the pseudo boxes."""
@@ -115,9 +116,7 @@ class PseudoBoxes(Objective):
                 self.observe(**{f"{name}/precision": box_precision(iou, labels >= 0)})
 
     def after_update(self, batch: Batch) -> None:
-        """Before update k (from 0) the teacher keeps min(m, 1 - 1/(k + 1)) of itself; it began as the student."""
-        following = int(self.teacher.num_updates) + 1
-        self.teacher.decay = min(self.ema_decay, 1 - 1 / (following + 1))
+        """The teacher follows; before update k (from 0) it keeps min(m, 1 - 1/(k + 1)) of itself."""
         self.teacher.update(self.student)
 
     @property
