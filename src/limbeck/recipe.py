@@ -173,6 +173,7 @@ def method_class(slug: str) -> type:
 def block_kinds(cls: type) -> dict[str, str]:
     """Which arguments of a method are blocks: name -> model, teacher, data or fit."""
     from limbeck.data.data import Data
+    from limbeck.methods.method import Method
     from limbeck.models.model import Model
     from limbeck.stages.objective import Objective
     from limbeck.stages.settings import FitSettings
@@ -183,6 +184,8 @@ def block_kinds(cls: type) -> dict[str, str]:
     for name, hint in typing.get_type_hints(vars(cls)["__init__"]).items():
         wanted = without_none(hint)
         kind = next((k for base, k in kinds.items() if isinstance(wanted, type) and issubclass(wanted, base)), None)
+        if wanted is Method:  # what a method of several stages is handed: its teacher's stages are yet to run
+            kind = "teacher"
         if kind is not None:
             found[name] = kind
     if issubclass(cls, Objective):

@@ -34,14 +34,7 @@ from tests.contract.training import (
     with_other_hidden_labels,
 )
 
-
-def _there(slug: str) -> bool:  # TEMPORARY: while methods are being written
-    import importlib.util
-
-    return importlib.util.find_spec(METHODS[slug].path.partition(":")[0]) is not None
-
-
-WITH_TEACHER = [slug for slug in METHODS if _there(slug) and "teacher" in block_kinds(method_class(slug)).values()]
+WITH_TEACHER = [slug for slug in METHODS if "teacher" in block_kinds(method_class(slug)).values()]
 
 
 @pytest.fixture(scope="module", params=METHODS)

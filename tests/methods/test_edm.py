@@ -8,7 +8,7 @@ import torch
 from limbeck.data.points import PointData, points
 from limbeck.errors import LimbeckError
 from limbeck.methods.diffusion.edm import EDM
-from limbeck.models import Classifier, build
+from limbeck.models import build
 from limbeck.models.classifier import ImageTask
 from limbeck.models.denoiser import Denoised, Denoiser
 from limbeck.stages.fit import Fit
@@ -139,9 +139,3 @@ def test_learns_resumes_and_keeps_the_average(tmp_path: Path) -> None:
 def test_refusals(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(LimbeckError, match=message):
         EDM(denoiser(), **arguments)
-
-
-def test_refuses_a_classifier() -> None:
-    model = Classifier(torch.nn.Linear(2, 2), ("a", "b"), channels=1)
-    with pytest.raises(LimbeckError, match="not a Classifier"):
-        EDM(model)  # type: ignore[arg-type]

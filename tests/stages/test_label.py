@@ -9,7 +9,8 @@ from limbeck.data.samples import ImageData, Samples
 from limbeck.errors import LimbeckError
 from limbeck.methods.dataset.sre2l import PostEvaluation
 from limbeck.models.classifier import ClassifierOutput
-from limbeck.stages.label import Label, teacher_hash
+from limbeck.stages.digest import module_hash
+from limbeck.stages.label import Label
 from limbeck.stages.progress import Reporter
 from limbeck.stages.stage import Context, Program, drive
 from limbeck.teachers import BatchStatistics, Ensemble
@@ -149,8 +150,8 @@ def test_hash_of_a_teacher_knows_weights_settings_and_parts(digits: ImageData) -
         Ensemble([a, b], [0.3, 0.7]),
         Ensemble([a, b], average="logits"),
     ]
-    assert len({teacher_hash(teacher) for teacher in teachers}) == len(teachers)
-    assert teacher_hash(Ensemble([a, b])) == teacher_hash(Ensemble([copy.deepcopy(a), copy.deepcopy(b)]))
+    assert len({module_hash(teacher) for teacher in teachers}) == len(teachers)
+    assert module_hash(Ensemble([a, b])) == module_hash(Ensemble([copy.deepcopy(a), copy.deepcopy(b)]))
 
 
 def test_agreement_and_dry_run(digits: ImageData, tmp_path: Path, nearest_mean: nn.Module) -> None:

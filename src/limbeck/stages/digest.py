@@ -22,6 +22,11 @@ def digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def module_hash(module: nn.Module) -> str:
+    """SHA-256 of a module as it is: weights, buffers and what it is made of."""
+    return hashlib.sha256(f"{digest(module)} {structure(module)}".encode()).hexdigest()
+
+
 def structure(module: nn.Module) -> str:
     """SHA-256 of what a module is made of: the classes, the repr and the plain attributes of all its parts.
 

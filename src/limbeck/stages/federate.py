@@ -23,7 +23,7 @@ from limbeck.errors import LimbeckError
 from limbeck.models.folder import load_weights, save
 from limbeck.models.model import Model
 from limbeck.stages.aggregation import Update, Weights, average, means, pooled
-from limbeck.stages.digest import digest, plain_arguments
+from limbeck.stages.digest import module_hash, plain_arguments
 from limbeck.stages.evaluation import evaluation, predict_logits
 from limbeck.stages.files import saving, write_atomically, write_text
 from limbeck.stages.interrupt import Interrupt
@@ -121,7 +121,7 @@ class Federate:
             "work": f"{type(self.work).__module__}.{type(self.work).__qualname__}",
             "arguments": plain_arguments(self.work),
             "source": source_hash(type(self.work)),
-            "weights": digest(self.model),
+            "model": module_hash(self.model),
             "data": fingerprint(self.data),
             "rounds": [self.rounds, self.clients_per_round],
             "seed": derive(context.seed, self.name),

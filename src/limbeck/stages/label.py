@@ -1,6 +1,5 @@
 """Label: a teacher's logits for the views that a later fit will see, on disk."""
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from limbeck.data.stored_views import StoredViews, mix
 from limbeck.data.stream import Stream
 from limbeck.errors import LimbeckError
 from limbeck.labels.mix_rows import Draw, draw_cutmix, draw_mixup
-from limbeck.stages.digest import digest, structure
+from limbeck.stages.digest import module_hash
 from limbeck.stages.evaluation import as_shipped
 from limbeck.stages.files import write_json
 from limbeck.stages.stage import Context, source_hash, versions, write_result
@@ -156,7 +155,7 @@ class Label:
             batch_size=self.batch_size,
             mix=self.mixing,
             storage=self.storage,
-            teacher=teacher_hash(self.teacher),
+            teacher=module_hash(self.teacher),
             data=samples_hash(self.samples),
         )
 
@@ -190,11 +189,6 @@ class Label:
             hits += int((labels.logits[known].argmax(1) == self.samples.labels[main]).sum())
             count += int(known.sum())
         return hits / count
-
-
-def teacher_hash(teacher: nn.Module) -> str:
-    """SHA-256 of a teacher: its weights, its modules and their settings (such as the weights of an ensemble)."""
-    return hashlib.sha256(f"{digest(teacher)} {structure(teacher)}".encode()).hexdigest()
 
 
 def _progress(path: Path) -> tuple[int, float]:

@@ -16,7 +16,7 @@ from limbeck.errors import LimbeckError
 from limbeck.metrics import cost
 from limbeck.models.folder import save
 from limbeck.models.text_encoder import TextEncoder
-from limbeck.stages.digest import digest
+from limbeck.stages.digest import module_hash
 from limbeck.stages.evaluation.similarity import SCORES, predict_scores, quality, write_scores
 from limbeck.stages.files import saving, write_json
 from limbeck.stages.processes import make_fabric
@@ -51,7 +51,7 @@ class LabelPairs:
     def identity(self, context: Context) -> Mapping[str, Any]:
         """What decides the labels: models and pairs."""
         return {
-            "models": [digest(model) for model in self.models],
+            "models": [module_hash(model) for model in self.models],
             "pairs": fingerprint(PairData(self.samples, self.samples, self.samples)),
             "source": source_hash(type(self)),
             "limbeck": versions()["limbeck"],
@@ -126,7 +126,7 @@ class ChooseEncoder:
     def identity(self, context: Context) -> Mapping[str, Any]:
         """What decides the choice: models and data."""
         return {
-            "candidates": {kind: [digest(model) for model in models] for kind, models in self.candidates.items()},
+            "candidates": {kind: [module_hash(model) for model in models] for kind, models in self.candidates.items()},
             "ensembles": self.ensembles,
             "data": fingerprint(self.data),
             "source": source_hash(type(self)),

@@ -21,7 +21,7 @@ from limbeck.models.classifier import Classifier
 from limbeck.models.folder import load_weights, save
 from limbeck.stages.answers import STREAM, Answers, Pass, errors, gathered, read, write
 from limbeck.stages.checkpoint import Checkpoint
-from limbeck.stages.digest import digest
+from limbeck.stages.digest import module_hash
 from limbeck.stages.engine import Engine
 from limbeck.stages.files import saving
 from limbeck.stages.fit import CHECKPOINT, Fit, seed_update
@@ -121,7 +121,7 @@ class Adapt:
             if stream is not None:
                 stream.update_hash(streams)
         common = Fit(self.name, self.objective, self.data, self.settings).identity(context)
-        return {**common, "model": digest(self.source), "streams": streams.hexdigest()}
+        return {**common, "model": module_hash(self.source), "streams": streams.hexdigest()}
 
     def load(self, folder: Path) -> Classifier:
         """The model after the stream."""

@@ -20,9 +20,9 @@ from limbeck.data.samples import Samples
 from limbeck.data.synthetic import FORMAT_VERSION as DATA_VERSION
 from limbeck.data.synthetic import INDEX, read_chunk, read_synthetic
 from limbeck.errors import LimbeckError
+from limbeck.stages.digest import module_hash
 from limbeck.stages.evaluation import as_shipped
 from limbeck.stages.files import write_atomically, write_json
-from limbeck.stages.label import teacher_hash
 from limbeck.stages.log import COLUMNS
 from limbeck.stages.stage import Context, source_hash, versions, write_result
 
@@ -95,7 +95,7 @@ class Synthesise:
         return {
             "synthesiser": f"{type(self.synthesiser).__module__}.{type(self.synthesiser).__qualname__}",
             "source": source_hash(type(self.synthesiser)),
-            "arguments": teacher_hash(self.synthesiser),
+            "arguments": module_hash(self.synthesiser),
             "chunks": [len(chunk) for chunk in self.synthesiser.chunks],
             "labels": labels.hexdigest(),
             "shape": list(self.synthesiser.shape),

@@ -1,7 +1,6 @@
 """BN-adapt: batch normalisation by the statistics of the test batch."""
 
 import copy
-from typing import cast
 
 from limbeck.data.corrupted import CorruptedData
 from limbeck.errors import LimbeckError
@@ -11,7 +10,6 @@ from limbeck.models.classifier import Classifier
 from limbeck.stages.objective import Batch, Terms
 from limbeck.stages.stage import Program
 from limbeck.stages.stream import Adapt, Adapter, online
-from limbeck.teachers.frozen import Frozen
 
 
 class BNAdapter(Adapter):
@@ -45,10 +43,10 @@ class BNAdapt:
         prior: N, how many images the source's statistics count for (the paper's choice grows as batches shrink).
     """
 
-    def __init__(self, teacher: Frozen, data: CorruptedData, prior: int = 0) -> None:
+    def __init__(self, teacher: Method, data: CorruptedData, prior: int = 0) -> None:
         if prior < 0:
             raise LimbeckError(f"prior is {prior}; it must be a number of images from 0 on")
-        self.teacher = cast("Method", teacher)
+        self.teacher = teacher
         self.data = data
         self.prior = prior
 

@@ -113,7 +113,7 @@ class CoTTA:
 
     def __init__(
         self,
-        teacher: Frozen,
+        teacher: Method,
         data: CorruptedData,
         alpha: float = 0.999,
         p: float = 0.01,
@@ -132,7 +132,7 @@ class CoTTA:
             raise LimbeckError(f"p_th is {p_th}; it must be a confidence from 0 on, or auto")
         if N < 1:
             raise LimbeckError(f"N is {N}; it must be at least 1")
-        self.teacher = cast("Method", teacher)
+        self.teacher = teacher
         self.data = data
         self.alpha = alpha
         self.p = p

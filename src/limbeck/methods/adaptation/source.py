@@ -1,7 +1,6 @@
 """No adaptation: the source model answers the stream as it is."""
 
 import copy
-from typing import cast
 
 from limbeck.data.corrupted import CorruptedData
 from limbeck.methods.method import Method
@@ -9,7 +8,6 @@ from limbeck.models.classifier import Classifier
 from limbeck.stages.objective import Batch, Terms
 from limbeck.stages.stage import Program
 from limbeck.stages.stream import Adapt, Adapter, online
-from limbeck.teachers.frozen import Frozen
 
 
 class SourceAdapter(Adapter):
@@ -36,8 +34,8 @@ class Source:
         data: the stream.
     """
 
-    def __init__(self, teacher: Frozen, data: CorruptedData) -> None:
-        self.teacher = cast("Method", teacher)
+    def __init__(self, teacher: Method, data: CorruptedData) -> None:
+        self.teacher = teacher
         self.data = data
 
     def program(self) -> Program:

@@ -1,7 +1,7 @@
 """Tent: test entropy minimisation."""
 
 import copy
-from typing import Literal, cast
+from typing import Literal
 
 from limbeck.data.corrupted import CorruptedData
 from limbeck.losses.entropy import entropy
@@ -11,7 +11,6 @@ from limbeck.models.classifier import Classifier
 from limbeck.stages.objective import Batch, Terms
 from limbeck.stages.stage import Program
 from limbeck.stages.stream import Adapt, Adapter, online
-from limbeck.teachers.frozen import Frozen
 
 
 class TentAdapter(Adapter):
@@ -53,13 +52,13 @@ class Tent:
 
     def __init__(
         self,
-        teacher: Frozen,
+        teacher: Method,
         data: CorruptedData,
         optimizer: Literal["adam", "sgd"] = "adam",
         lr: float = 1e-3,
         momentum: float = 0.9,
     ) -> None:
-        self.teacher = cast("Method", teacher)
+        self.teacher = teacher
         self.data = data
         self.settings = online(self.data.stream.batch_size, optimizer, lr, momentum)
 

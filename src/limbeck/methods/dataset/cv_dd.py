@@ -23,7 +23,6 @@ from limbeck.stages.fit import Fit
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Program
 from limbeck.teachers.ensemble import prior_weights
-from limbeck.teachers.frozen import Frozen
 
 
 class CVDD:
@@ -137,7 +136,7 @@ class CVDD:
             "storage": storage,
         }
         # One voter is SRe2L; made here so that what it refuses is refused before anything is trained.
-        self.pipeline = SRe2L(data, student, _trained(student), fit, **self.recipe, assess=assess)
+        self.pipeline = SRe2L(data, student, Ready(student), fit, **self.recipe, assess=assess)
 
     def program(self) -> Program:
         """Squeeze the committee, measure its priors if they are not given, then distil by vote."""
@@ -153,14 +152,10 @@ class CVDD:
         """Validation accuracy (per cent) of a student trained on images of each network alone."""
         priors = []
         for number, network in enumerate(networks):
-            alone = SRe2L(self.data, copy.deepcopy(self.student), _trained(network), self.fit, **self.recipe)
+            alone = SRe2L(self.data, copy.deepcopy(self.student), Ready(network), self.fit, **self.recipe)
             student = yield from Nested(f"prior-{number}", alone).program()
             priors.append(100 * quality(predict_logits(student, self.data.validation))["accuracy"])
         return priors
-
-
-def _trained(network: Classifier) -> Frozen:
-    return cast("Frozen", Ready(network))  # what a teacher's block becomes is the method that trains it
 
 
 def ballot(priors: Sequence[float], voters: int, ipc: int, temperature: float) -> Tensor:

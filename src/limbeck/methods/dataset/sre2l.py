@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ from limbeck.stages.stage import Program
 from limbeck.stages.synthesise import Synthesise
 from limbeck.teachers.batch_statistics import BatchStatistics
 from limbeck.teachers.ensemble import Ensemble
-from limbeck.teachers.frozen import Frozen
 
 
 class PostEvaluation(Objective):
@@ -119,7 +118,7 @@ class SRe2L:
         self,
         data: ImageData,
         student: Classifier,
-        teacher: Frozen,
+        teacher: Method,
         fit: FitSettings,
         ipc: int = 50,
         iterations: int = 4000,
@@ -148,7 +147,7 @@ class SRe2L:
                 f"fit.batch_size is {fit.batch_size}"
             )
         check(view)
-        self.data, self.student, self.teacher, self.fit, self.ipc = data, student, cast("Method", teacher), fit, ipc
+        self.data, self.student, self.teacher, self.fit, self.ipc = data, student, teacher, fit, ipc
         self.pixels = PixelSettings(iterations, lr, crop=crop, flip=crop and data.flip, jitter=jitter)
         self.recovery: dict[str, Any] = {"alpha": alpha, "first_bn": first_bn, "tv": tv, "l2": l2, "init": init}
         self.view, self.labels, self.mix, self.mix_alpha = view, labels, mix, mix_alpha

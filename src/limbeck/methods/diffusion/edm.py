@@ -50,8 +50,6 @@ class EDM(Objective):
         ema_rampup: float = 0.05,
     ) -> None:
         super().__init__()
-        if not isinstance(student, Denoiser):
-            raise LimbeckError(f"edm trains a denoiser (unet_denoiser, mlp_denoiser), not a {type(student).__name__}")
         if not 0 <= label_dropout <= 1:
             raise LimbeckError(f"label_dropout is {label_dropout}; it must lie between 0 and 1")
         if label_dropout and not student.conditional:

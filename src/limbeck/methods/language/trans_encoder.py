@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 from limbeck.data.pairs import PairData, PairSamples
 from limbeck.errors import LimbeckError
 from limbeck.losses.similarity import cosine_mse, soft_bce_with_logits
+from limbeck.methods.method import Method
 from limbeck.models.text_encoder import BiEncoder, CrossEncoder, TextEncoder
 from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Batch, Objective, Terms
 from limbeck.stages.pair_stages import ChooseEncoder, LabelPairs
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Program
-from limbeck.teachers.frozen import Frozen
 
 SUFFIXES = ("", "-peer")
 """Of the stages of the encoders side by side."""
@@ -98,7 +98,7 @@ class TransEncoder:
 
     def __init__(
         self,
-        start: Frozen,
+        start: Method,
         cross: CrossEncoder,
         data: PairData,
         fit_cross: FitSettings,
@@ -107,7 +107,7 @@ class TransEncoder:
         initialization: Literal["fresh", "carried"] = "fresh",
         swap: bool = True,
         clip: bool = False,
-        peer_start: Frozen | None = None,
+        peer_start: Method | None = None,
         peer_cross: CrossEncoder | None = None,
     ) -> None:
         if cycles < 0:
@@ -126,7 +126,7 @@ class TransEncoder:
         """Label, fit, label, fit in every cycle; then the best of each kind."""
         first: list[TextEncoder] = []
         for start in self.starts:
-            model = yield from start.program()  # type: ignore[operator]  # a teacher's method is handed to a method
+            model = yield from start.program()
             if not isinstance(model, BiEncoder):
                 raise LimbeckError(f"trans-encoder starts from a bi-encoder, and start is a {type(model).__name__}")
             first += [model]
