@@ -1,11 +1,14 @@
 """Write what is generated: README's table of methods, docs/methods/SLUG.md, the code shown in CONTRIBUTING.
 
+The words of a method's finding.yaml, written after measuring, go into its evidence here.
+
 python docs/generate.py            # write
 python docs/generate.py --check    # exit 1 where something is out of date
 """
 
 import argparse
 import ast
+import json
 import statistics
 import sys
 import textwrap
@@ -13,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from limbeck.catalogue import describe, list_methods
+from limbeck.catalogue import describe, evidence_file, list_methods
 from limbeck.metrics.directions import BETTER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +36,10 @@ def pages() -> dict[Path, str]:
     small = (PACKAGE / "recipes" / "ps-kd" / "small.yaml").read_text(encoding="utf-8")
     found[ROOT / "CONTRIBUTING.md"] = _between(guide, "ps-kd:recipe", _code("yaml", small))
     for row in list_methods():
-        found[ROOT / "docs" / "methods" / f"{row['slug']}.md"] = _page(describe(row["slug"]))
+        method = describe(row["slug"])
+        found[ROOT / "docs" / "methods" / f"{row['slug']}.md"] = _page(method)
+        if method["measured"]:
+            found[evidence_file(row["slug"])] = json.dumps(method["measured"], indent=2) + "\n"
     return found
 
 
@@ -135,6 +141,8 @@ def _claims(measured: Mapping[str, Any]) -> list[str]:
         f"{measured['versions']['torch']}.",
         "",
         measured["finding"],
+        *(["", "Regimes that were tried:", ""] if measured["regimes_tried"] else []),
+        *(f"- {row['regime']}: {row['outcome']}" for row in measured["regimes_tried"]),
     ]
 
 

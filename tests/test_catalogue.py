@@ -1,10 +1,12 @@
 """What there is: the list, the sources of evidence, and the state of evidence."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from limbeck import catalogue
 from limbeck.errors import LimbeckError
@@ -48,3 +50,17 @@ def test_a_method_is_described(slug: str) -> None:
 def test_an_unknown_slug() -> None:
     with pytest.raises(LimbeckError, match=r"unknown method 'ps-dk'\. Did you mean 'ps-kd'\? Known: supervised"):
         catalogue.describe("ps-dk")
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_what_was_found_afterwards_stands_beside_what_was_measured(slug: str) -> None:
+    file = Path(str(files("limbeck"))) / "recipes" / slug / "finding.yaml"
+    words = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    assert set(words) <= {"finding", "regimes_tried"}
+    assert all(list(row) == ["regime", "outcome"] for row in words.get("regimes_tried", []))
+    assert "finding" not in catalogue.describe(slug)["recipes"]
+    claims = [{"text": "a", "kind": "superior", "holds": False, "difference": {"mean": 0.5, "low": None, "high": None}}]
+    found = catalogue.explained(slug, {"claims": claims, "slug": slug})
+    assert found["finding"] == f"a: DOES NOT HOLD (+0.5000). {words.get('finding', '')}".strip()
+    assert found["regimes_tried"] == words.get("regimes_tried", [])
+    assert found["slug"] == slug

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from limbeck.errors import LimbeckError, nearest
 from limbeck.methods.index import METHODS
+from limbeck.yaml_text import read_yaml
 
 _PACKAGE = resources.files("limbeck")
 
@@ -60,8 +62,27 @@ def sources(slug: str) -> dict[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
 
 
+def explained(slug: str, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured, with its sentences and the words of ``finding.yaml``: why, and every regime that was tried."""
+    file = _PACKAGE / "recipes" / slug / "finding.yaml"
+    words = read_yaml(file.read_text(encoding="utf-8"), f"recipes/{slug}/finding.yaml") if file.is_file() else {}
+    finding = f"{sentences(measured['claims'])} {words.get('finding', '')}".strip()
+    return {**measured, "regimes_tried": words.get("regimes_tried", []), "finding": finding}
+
+
+def sentences(claims: Sequence[Mapping[str, Any]]) -> str:
+    """What came out, claim by claim."""
+    found = []
+    for claim in claims:
+        low, high = claim["difference"]["low"], claim["difference"]["high"]
+        interval = "" if low is None else f" [{low:+.4f}, {high:+.4f}]"
+        verdict = {"report": "reported"}.get(claim["kind"], "holds" if claim["holds"] else "DOES NOT HOLD")
+        found.append(f"{claim['text']}: {verdict} ({claim['difference']['mean']:+.4f}{interval}).")
+    return " ".join(found)
+
+
 def describe(slug: str) -> dict[str, Any]:
-    """Everything about one method: its row, docstring, recipes, claims and evidence.
+    """Everything about one method: its row, docstring, recipes (with its claim) and evidence.
 
     Raises:
         LimbeckError: unknown slug.
@@ -72,15 +93,16 @@ def describe(slug: str) -> dict[str, Any]:
     recipes = {
         file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8")
         for file in sorted(folder.iterdir(), key=lambda file: file.name)
-        if file.name.endswith(".yaml")
+        if file.name.endswith(".yaml") and file.name != "finding.yaml"
     }
     row = next(row for row in list_methods() if row["slug"] == slug)
+    measured = evidence(slug)
     return {
         **row,
         "year": METHODS[slug].year,
         "doc": docstring(slug),
         "recipes": recipes,
-        "measured": evidence(slug),
+        "measured": None if measured is None else explained(slug, measured),
     }
 
 

@@ -16,14 +16,14 @@ Command = Callable[[argparse.Namespace, Overrides], None]
 
 
 def _list(arguments: argparse.Namespace, overrides: Overrides) -> None:
-    from limbeck.catalogue import list_methods
+    from limbeck.catalogue import list_methods, sources
 
     rows = list_methods()
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return
-    show.methods(rows)
-    print("\n'limbeck show METHOD' for one of them, 'limbeck run METHOD --help' for its keys")
+    show.methods([row if "claim" in sources(row["slug"]) else {**row, "evidence": "-"} for row in rows])
+    print("\n-: claims nothing\n'limbeck show METHOD' for one of them, 'limbeck run METHOD --help' for its keys")
 
 
 def _show(arguments: argparse.Namespace, overrides: Overrides) -> None:

@@ -43,7 +43,7 @@ def read(source: str | Path, which: str = "small") -> Recipe:
         folder = resources.files("limbeck") / "recipes" / name
         file = folder / f"{which}.yaml"
         if not file.is_file():
-            there = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name != "claim.yaml")
+            there = sorted({f.name.removesuffix(".yaml") for f in folder.iterdir()} - {"claim", "finding"})
             raise LimbeckError(f"{name} has no recipe {which!r}.{nearest(which, there)} There are: {', '.join(there)}")
         return read_yaml(file.read_text(encoding="utf-8"), f"{name}/{which}.yaml")
     path = Path(name)

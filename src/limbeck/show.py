@@ -46,16 +46,15 @@ def table(
 
 
 def methods(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print the methods, by task."""
-    lines: list[Sequence[str]] = []
+    """Print the methods by task, a line each: slug, evidence, kind, arXiv id and as much of the title as fits."""
+    keys = ("slug", "evidence", "kind", "arxiv")
+    wide = [max(len(row[key]) for row in rows) for key in keys]
+    room = shutil.get_terminal_size().columns - sum(wide) - 2 * len(wide) - 2
     for task in dict.fromkeys(row["task"] for row in rows):
-        lines.append([task])
-        lines += [
-            [f"  {row['slug']}", row["paper"], row["arxiv"], row["kind"], row["evidence"]]
-            for row in rows
-            if row["task"] == task
-        ]
-    table(["method", "paper", "arXiv", "kind", "evidence"], lines, numbers=["arXiv"], names=["method"])
+        print(f"\n{task}")
+        for row in [row for row in rows if row["task"] == task]:
+            title = row["paper"] if len(row["paper"]) <= room else row["paper"][: max(room - 1, 0)] + "…"
+            print("  " + "  ".join(f"{row[key]:<{size}}" for key, size in zip(keys, wide, strict=True)) + "  " + title)
 
 
 def metrics(models: Mapping[str, Mapping[str, float]]) -> None:

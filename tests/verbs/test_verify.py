@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from limbeck import catalogue
+from limbeck.catalogue import sentences
 from limbeck.errors import LimbeckError
 from limbeck.methods.index import METHODS
 from limbeck.verbs import verify as module
-from limbeck.verbs.verify import finding, judge, parse_claim, read_claim, verify
+from limbeck.verbs.verify import judge, parse_claim, read_claim, verify
 
 CLAIM: dict[str, Any] = {
     "seeds": 5,
@@ -202,7 +203,7 @@ def test_another_metric_of_the_baseline() -> None:
 
 
 def test_the_finding_says_what_does_not_hold() -> None:
-    text = finding([judged([3.0, 3.1], [1.0, 1.2]), judged([1.0, 1.1], [2.0, 2.2], kind="report")])
+    text = sentences([judged([3.0, 3.1], [1.0, 1.2]), judged([1.0, 1.1], [2.0, 2.2], kind="report")])
     assert "t: DOES NOT HOLD (+1.9500 [" in text
     assert "t: reported (-1.0500 [" in text
 

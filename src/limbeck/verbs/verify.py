@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from limbeck.catalogue import evidence_file, sources
+from limbeck.catalogue import evidence_file, explained, sources
 from limbeck.errors import LimbeckError, nearest
 from limbeck.methods.index import METHODS
 from limbeck.metrics.directions import BETTER
@@ -22,7 +22,7 @@ from limbeck.verbs.tune import points, tune
 
 KINDS = ("superior", "noninferior", "report")
 REQUIRED = ("claims", "arms", "tuning", "budget")
-OPTIONAL = ("shared", "seeds", "regimes_tried", "finding", "scaling")
+OPTIONAL = ("shared", "seeds")
 ROW = (
     *("text", "primary", "kind", "margin", "metric", "better", "arm", "baseline"),
     *("baseline_metric", "baseline_factor", "every_seed"),
@@ -191,7 +191,7 @@ def verify(
                 for name, rows in by_arm.items()
             },
         },
-        "regimes_tried": claim.get("regimes_tried", []),
+        "regimes_tried": [],
         "arms": {name: _summary(rows) for name, rows in by_arm.items()},
         "recipes": {name: plain(recipe) for name, recipe in final.items()},
         "sources": sources(slug),
@@ -201,8 +201,7 @@ def verify(
             "total": round(time.perf_counter() - begin, 1),
         },
     }
-    measured["finding"] = finding(measured["claims"]) + " " + claim.get("finding", "")
-    measured["finding"] = measured["finding"].strip()
+    measured = explained(slug, measured)
     write_json(Path(evidence), measured)
     return measured
 
@@ -257,17 +256,6 @@ def _values(results: Sequence[Mapping[str, Any]], metric: str, text: str) -> lis
             hint = nearest(metric, result["metrics"])
             raise LimbeckError(f"claim {text!r}: {metric!r} is not measured.{hint} Measured: {known}")
     return [float(result["metrics"][metric]) for result in results]
-
-
-def finding(claims: Sequence[Mapping[str, Any]]) -> str:
-    """What came out, claim by claim."""
-    sentences = []
-    for claim in claims:
-        low, high = claim["difference"]["low"], claim["difference"]["high"]
-        interval = "" if low is None else f" [{low:+.4f}, {high:+.4f}]"
-        verdict = {"report": "reported"}.get(claim["kind"], "holds" if claim["holds"] else "DOES NOT HOLD")
-        sentences.append(f"{claim['text']}: {verdict} ({claim['difference']['mean']:+.4f}{interval}).")
-    return " ".join(sentences)
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
