@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from limbeck.verbs.compare import compare as compare
     from limbeck.verbs.evaluate import evaluate as evaluate
     from limbeck.verbs.export import export as export
+    from limbeck.verbs.label import label as label
     from limbeck.verbs.predict import predict as predict
     from limbeck.verbs.run import Run as Run
     from limbeck.verbs.run import dry_run as dry_run
@@ -32,6 +33,7 @@ _HOMES = {
     "dry_run": "verbs.run",
     "evaluate": "verbs.evaluate",
     "export": "verbs.export",
+    "label": "verbs.label",
     "list_methods": "catalogue",
     "predict": "verbs.predict",
     "run": "verbs.run",

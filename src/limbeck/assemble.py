@@ -15,6 +15,7 @@ from limbeck.data.load import load, source_function
 from limbeck.data.random import derive
 from limbeck.data.samples import ImageData, Source
 from limbeck.errors import LimbeckError
+from limbeck.methods.index import METHODS
 from limbeck.methods.method import Method, Nested, Ready, SingleFit
 from limbeck.models import Classifier, build
 from limbeck.models.classifier import ImageTask
@@ -23,6 +24,7 @@ from limbeck.recipe import block_kinds, method_class, read
 from limbeck.signature import without_none
 from limbeck.stages.objective import Objective
 from limbeck.stages.settings import FitSettings
+from limbeck.teachers.stored import Stored
 
 
 def assemble(recipe: Mapping[str, Any], seed: int, prefix: str = "", opened: dict[str, Data] | None = None) -> Method:
@@ -56,7 +58,7 @@ def assemble(recipe: Mapping[str, Any], seed: int, prefix: str = "", opened: dic
         elif kind == "teacher" and isinstance(block, Mapping) and "method" in block:
             teachers[name] = Nested(name, assemble(block, seed, f"{prefix}{name}-", opened))
         elif kind == "teacher":
-            teachers[name] = Ready(_model(block, data, derive(seed, prefix + name)))
+            teachers[name] = Ready(_teacher(recipe["method"], block, data, derive(seed, prefix + name)))
         elif kind == "fit":
             arguments[name] = block if isinstance(block, FitSettings) else FitSettings(**block)
     if issubclass(cls, Objective):
@@ -122,6 +124,17 @@ def _student(block: Any, data: Data, seed: int, name: str, needed: type) -> Mode
     if not isinstance(model, needed):
         raise LimbeckError(
             f"{name} must be a {needed.__name__}, and {model.factory or 'it'} is a {type(model).__name__}"
+        )
+    return model
+
+
+def _teacher(slug: str, block: Any, data: Data, seed: int) -> Model:
+    model = _model(block, data, seed)
+    if isinstance(model, Stored) and METHODS[slug].teacher != "logits":
+        served = ", ".join(row.slug for row in METHODS.values() if row.teacher == "logits")
+        raise LimbeckError(
+            f"{slug} asks its teacher for more than logits of the training samples in their training view, so stored "
+            f"labels cannot stand in for it; they serve {served}"
         )
     return model
 

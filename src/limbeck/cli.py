@@ -11,7 +11,7 @@ from limbeck.errors import LimbeckError, nearest
 from limbeck.options import make_parser, split_keys
 from limbeck.signature import UnknownKeyError
 
-TAKE_KEYS = ("run", "compare", "tune", "verify", "evaluate")
+TAKE_KEYS = ("run", "compare", "tune", "verify", "label", "evaluate")
 """Verbs that take keys of a recipe as options."""
 
 

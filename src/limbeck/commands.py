@@ -217,25 +217,38 @@ def _model_folder(word: str) -> str | Path:
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> None:
-    from limbeck.recipe import nest
     from limbeck.verbs.evaluate import evaluate
 
-    given = nest(overrides)
     model = _model_folder(arguments.model)
+    data, options = _data_given("evaluate", overrides, Path(model))
+    show.metrics({"model": evaluate(model, data, split=arguments.split, seed=arguments.seed, **options)})
+
+
+def _label(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from limbeck.verbs.label import label
+
+    model = _model_folder(arguments.model)
+    data, options = _data_given("label", overrides, Path(model))
+    names = ("out", "views", "top_k", "hard", "storage", "samples", "seed", "batch_size", "device", "quiet")
+    found = label(model, data, **{name: getattr(arguments, name) for name in names}, **options)
+    agreement = f", {found['agreement']:.1%} of them the true label" if "agreement" in found else ""
+    print(f"labels of {found['bytes_a_label']:.0f} bytes each{agreement}: {arguments.out}")
+
+
+def _data_given(verb: str, overrides: Overrides, model: Path) -> tuple[Any, Overrides]:
+    """The data that the line names, with their options; without any those of the model's run."""
+    from limbeck.recipe import nest
+
+    given = nest(overrides)
     if not given:
-        data: Any = _data_of(Path(model))
-        block: Overrides = {}
-    else:
-        block = {"name": given["data"]} if isinstance(given.get("data"), str) else dict(given.get("data") or {})
-        other = next((key for key in given if key != "data"), None)
-        if other is not None:
-            raise LimbeckError(
-                f"limbeck evaluate has no option --{other}; it takes keys of the data, such as --data digits"
-            )
-        if "name" not in block:
-            raise LimbeckError("which data? Name them, as in --data digits, or --data folder --data.root photos")
-        data = block.pop("name")
-    show.metrics({"model": evaluate(model, data, split=arguments.split, seed=arguments.seed, **block)})
+        return _data_of(model), {}
+    other = next((key for key in given if key != "data"), None)
+    if other is not None:
+        raise LimbeckError(f"limbeck {verb} has no option --{other}; it takes keys of the data, such as --data digits")
+    block = {"name": given["data"]} if isinstance(given["data"], str) else dict(given["data"])
+    if "name" not in block:
+        raise LimbeckError("which data? Name them, as in --data digits, or --data folder --data.root photos")
+    return block.pop("name"), block
 
 
 def _data_of(model: Path) -> Any:
@@ -287,6 +300,7 @@ COMMANDS: dict[str, Command] = {
     "demo": _demo,
     "tune": _tune,
     "verify": _verify,
+    "label": _label,
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,

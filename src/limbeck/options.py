@@ -161,6 +161,31 @@ def make_parser() -> Parser:
     p.add_argument("--split", default="test", help="test (default), validation or train")
     p.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
 
+    p = verb(
+        "label",
+        "store a saved model's labels of training samples, for runs that then need no teacher",
+        "Data are named as in a recipe; a run that reads the store takes the same data and seed:\n\n"
+        "  limbeck label runs/BIG --data digits --views 40 --top-k 5 --out labels\n"
+        "  limbeck run kd --data digits --teacher store --teacher.folder labels\n\n"
+        "Without --data the data of the model's run are labelled. The same command goes on where it was stopped;\n"
+        "with more views it adds the new ones.",
+    )
+    p.add_argument("model", help="folder of a saved model, or of a run")
+    p.add_argument("--out", required=True, help="folder of the store")
+    p.add_argument("--views", type=int, default=1, help="views of each sample; epoch e reads e %% views (default: 1)")
+    p.add_argument("--top-k", type=int, metavar="K", help="keep the K most probable classes (default: all logits)")
+    p.add_argument("--hard", action="store_true", help="keep the most probable class only")
+    p.add_argument(
+        "--storage", default="float16", choices=("float32", "float16", "uint8"), help="numbers kept (default: float16)"
+    )
+    p.add_argument(
+        "--samples", default="all", choices=("all", "labeled", "unlabeled"), help="which samples (default: all)"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the split and the views, as of the run (default: 0)")
+    p.add_argument("--batch-size", type=int, default=256, help="samples a forward pass (default: 256)")
+    p.add_argument("--device", help="where the model runs, such as cuda (default: the CPU)")
+    p.add_argument("--quiet", action="store_true", help="show nothing but the result")
+
     p = verb("predict", "label images with a saved model")
     p.add_argument("model", help="folder of a saved model, or of a run")
     p.add_argument("images", nargs="+", help="image files or folders")

@@ -39,6 +39,7 @@ DATA: dict[str, dict[str, Any]] = {
         "rounds": 2,
         "batch_size": 45,
     },
+    "open_set": {"name": "open_set", "dataset": DIGITS, "pool": "digits", "size": 100},
     "clients": {"name": "clients", "clients": 4, "alpha": 1.0, "dataset": {"name": "digits", "view": "none"}},
 }
 """Source of a small recipe -> the block that stands in; any other source is one of labelled images: DIGITS."""
@@ -77,10 +78,22 @@ FEDERATION = {
 
 DISTILLED = {"ipc": 3, "iterations": 20, "assess": "nothing"}
 
+SOURCES = {
+    "upside-down": {"name": "cnn", "width": 4, "data": {"name": "variant", "turns": 2, "view": "none"}},
+    "few": {"name": "cnn", "width": 5, "data": {"name": "variant", "classes": ["0", "1", "8"], "view": "none"}},
+}
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "sre2l": {**DISTILLED, "init": "patches", "labels": "batch"},
     "cv-dd": {**DISTILLED, "committee": [{"name": "cnn", "width": 4}, {"name": "cnn", "width": 5}], "priors": [60, 50]},
+    "kd-data-pruning": {"fraction": 0.5, "pruning": "el2n", "compare": False},
+    "robust-active-distillation": {"queries": 40, "rounds": 2},
     "trans-encoder": {"cycles": 1},
+    "distill-weighted": {"sources": SOURCES, "dims": None, "p": 1},
+    "fkd": {"regions": 4, "crops": 2},
+    "ferkd": {"regions": 4, "crops": 2},
+    "teacher-guidance": {"steps": 2},
+    "random-teachers": {"hidden": 16, "bottleneck": 8, "outputs": 32},
     "fedavg": FEDERATION,
     "fedlabel": {**FEDERATION, "tau_unlabeled": 2},
     "fst": {"K": 1, "threshold": 0.5},

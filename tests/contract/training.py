@@ -78,6 +78,8 @@ def _shrunk(recipe: Mapping[str, Any], fit: Mapping[str, Any], outermost: bool =
                 shrunk[name] = dict(stand_in) if stand_in else {**tiny.DIGITS, **view}
             elif isinstance(block, Mapping) and "name" in block:
                 del shrunk[name]  # inherited
+            elif isinstance(block, Mapping):
+                shrunk[name] = {key: value for key, value in block.items() if key != "train_size"}
         elif kind == "fit":
             short = {key: value for key, value in (block or {}).items() if key not in ("epochs", *FIT)}
             shrunk[name] = {**short, **fit}

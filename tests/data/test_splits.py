@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.data import Samples, Source, Split
-from limbeck.data.splits import hold_out, split
+from limbeck.data.splits import balanced, hold_out, split
 from limbeck.errors import LimbeckError
 
 
@@ -196,3 +196,25 @@ def test_a_source_refuses_parts_that_do_not_match():
     wide = Samples(torch.rand(4, 1, 2, 3), torch.zeros(4), train.classes)
     with pytest.raises(LimbeckError, match="validation images are \\[1, 2, 3\\], the training images \\[1, 2, 2\\]"):
         Source(train, train, wide)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 40), st.integers(0, 9))
+def test_balanced_samples_are_as_even_as_the_classes_allow(sizes, count, seed):
+    whole = make(sizes)
+    part = balanced(whole, count, seed)
+    assert len(part) == min(count, sum(sizes))
+    found = counts(part)
+    # A class that has fewer than another, but for the last round, has no more to give.
+    assert all(few >= max(found) - 1 or few == size for few, size in zip(found, sizes, strict=True))
+    assert torch.equal(part.labels, whole.labels[part.indices])
+    assert torch.equal(balanced(whole, count, seed).indices, part.indices)
+
+
+def test_balanced_leaves_out_what_has_no_label():
+    whole = make([10, 10])
+    labels = whole.labels.where(torch.arange(20) >= 15, -1)
+    few = Samples(whole.images, labels, whole.classes)
+    assert sorted(balanced(few, 8, 0).indices.tolist()) == list(range(15, 20))
+    assert not torch.equal(balanced(whole, 8, 0).indices, balanced(whole, 8, 1).indices)
+    with pytest.raises(LimbeckError, match="no samples"):
+        balanced(whole.unlabel(), 8, 0)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from limbeck.errors import LimbeckError
 from limbeck.labels import Labels, cutmix, mixup
-from limbeck.labels.mix_rows import blend, draw_cutmix, draw_mixup, paste_boxes
+from limbeck.labels.mix_rows import blend, cutmix_images, draw_cutmix, draw_mixup, paste_boxes
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -47,3 +47,11 @@ def test_alpha_out_of_range(alpha: float) -> None:
         draw_mixup(4, alpha, seeded(0))
     with pytest.raises(LimbeckError, match="alpha is"):
         draw_cutmix(4, (8, 8), alpha, seeded(0))
+
+
+def test_cutmix_of_images_alone_is_that_of_images_with_labels() -> None:
+    images = torch.rand(6, 2, 8, 10, generator=seeded(0))
+    alone = cutmix_images(images, 1.0, seeded(3))
+    labels = Labels(torch.arange(6))
+    assert torch.equal(alone, cutmix(images, labels, 6, 1.0, seeded(3))[0])
+    assert not torch.equal(alone, images)

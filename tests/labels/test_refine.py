@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.errors import LimbeckError
-from limbeck.labels import align_distribution, mix_with_past, one_hot, sharpen, smooth
+from limbeck.labels import align_distribution, mix_with_past, one_hot, optimal_mix_weight, sharpen, smooth
 
 
 def probabilities(*shape, seed=0):
@@ -89,3 +89,36 @@ def test_align_distribution():
     assert torch.equal(align_distribution(p, predicted), align_distribution(p, predicted, uniform))
     # A class that was never predicted does not blow up.
     assert align_distribution(p, torch.tensor([1.0, 0, 0, 0]).double()).isfinite().all()
+
+
+def squared_error(alpha, y, u, v):
+    return ((alpha * u + (1 - alpha) * v - y) ** 2).sum()
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 199), shape=st.sampled_from([(5, 3), (1, 2), (2, 4, 3)]))
+def test_optimal_mix_weight_against_a_grid(seed, shape):
+    generator = np.random.default_rng(seed)
+    y, u, v = generator.normal(size=(3, *shape))
+    found = float(optimal_mix_weight(*(torch.tensor(values) for values in (y, u, v))))
+    grid = np.linspace(0, 1, 1001)
+    errors = [squared_error(alpha, y, u, v) for alpha in grid]
+    assert squared_error(found, y, u, v) <= min(errors) + 1e-12
+    # Half the distance of two points of the grid.
+    assert abs(found - grid[np.argmin(errors)]) <= 0.0005 + 1e-9
+
+
+def test_optimal_mix_weight_limits():
+    u, v = probabilities(6, 3), probabilities(6, 3, seed=1)
+    assert float(optimal_mix_weight(u, u, v)) == 1.0
+    assert float(optimal_mix_weight(v, u, v)) == 0.0
+    assert float(optimal_mix_weight(0.3 * u + 0.7 * v, u, v)) == pytest.approx(0.3, abs=1e-12)
+    # Beyond both ends, and no answer at all: every weight would do.
+    assert float(optimal_mix_weight(2 * u - v, u, v)) == 1.0
+    assert float(optimal_mix_weight(2 * v - u, u, v)) == 0.0
+    assert float(optimal_mix_weight(torch.tensor([0] * 6), u, u)) == 1.0
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    assert optimal_mix_weight(labels, u, v) == optimal_mix_weight(one_hot(labels, 3, torch.float64), u, v)
+    # Differences of 1e-6 between float32 probabilities still have a direction.
+    near = (u + 1e-6 * (v - u)).float()
+    assert float(optimal_mix_weight(u.float(), u.float(), near)) == 1.0

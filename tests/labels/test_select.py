@@ -16,6 +16,7 @@ from limbeck.labels import (
     entropy_below,
     entropy_percentile,
     most_confident,
+    most_confident_per_class,
     top_k,
 )
 
@@ -122,3 +123,35 @@ def test_confidence_share_is_one_number_for_all():
     assert confidence_share(Labels(P), 1.1).weights.tolist() == [0.0] * 4
     assert confidence_share(Labels(P, torch.zeros(4)), 0.0).weights.tolist() == [0.0] * 4
     assert confidence_share(Labels(P), 0.0).weights.tolist() == [1.0] * 4
+
+
+def test_most_confident_per_class_of_the_published_case():
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
+    assert most_confident_per_class(Labels(scores), 2).weights.tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert most_confident_per_class(Labels(scores), 4).weights.tolist() == [1.0] * 4
+    assert most_confident_per_class(Labels(top_k(scores, 1)), 1).weights.tolist() == [1.0, 0.0, 0.0, 1.0]
+    with pytest.raises(LimbeckError, match="k is 0, must be at least 1"):
+        most_confident_per_class(Labels(scores), 0)
+
+
+@settings(deadline=None)
+@given(n=st.integers(0, 14), k=st.integers(1, 4), seed=st.integers(0, 99))
+def test_most_confident_per_class_against_sorting_each_class(n, k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    p = (torch.randint(1, 5, (n, 3), generator=generator).float() * 8).softmax(-1)  # with ties
+    weight = torch.randint(3, (n,), generator=generator).float()
+    kept = most_confident_per_class(Labels(p, weight), k).weights
+    expected = np.zeros(n)
+    for label in range(3):
+        rows = [row for row in range(n) if int(p[row].argmax()) == label and weight[row] > 0]
+        for row in sorted(rows, key=lambda row: -float(p[row].max()))[:k]:  # sorted is stable
+            expected[row] = weight[row]
+    assert kept.tolist() == expected.tolist()
+    assert int((kept > 0).sum()) <= 3 * k
+
+
+def test_most_confident_per_class_keeps_shape_and_target():
+    labels = Labels(torch.full((2, 3, 4), 0.25))
+    kept = most_confident_per_class(labels, 4)
+    assert kept.weights.tolist() == [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]
+    assert kept.target is labels.target

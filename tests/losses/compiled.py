@@ -4,6 +4,7 @@ import torch
 
 from limbeck import losses
 from limbeck.labels import Labels, shrink_classes, top_k
+from limbeck.losses.adversarial import reverse_gradient
 
 torch.manual_seed(0)
 student, teacher = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6)
@@ -28,6 +29,7 @@ def everything(student, teacher, weight, labels, maps):
         losses.skewed_reverse_kl(student, teacher),
         losses.total_variation(student, teacher, reduction="none").sum(),
         losses.adaptive_kl(student, teacher, weight=weight),
+        losses.symmetric_kl(reverse_gradient(student), few, weight=weight),
         losses.dkd(student, teacher, labels, weight=weight),
         losses.mse(student, teacher),
         losses.cosine(student, teacher, weight=weight),

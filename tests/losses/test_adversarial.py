@@ -1,11 +1,18 @@
 import math
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from limbeck.losses.adversarial import non_saturating_discriminator, non_saturating_generator
+from limbeck.losses.adversarial import (
+    non_saturating_discriminator,
+    non_saturating_generator,
+    reverse_gradient,
+    student_teacher_discriminator,
+)
 
 
 def test_a_discriminator_that_tells_nothing():
@@ -48,3 +55,43 @@ def test_weight_and_reduction():
     assert torch.autograd.gradcheck(
         non_saturating_discriminator, (real.double().requires_grad_(), fake.double().requires_grad_())
     )
+
+
+TWO = arrays(np.float64, (3, 2), elements=st.floats(-30, 30))
+
+
+@settings(deadline=None)
+@given(TWO, TWO)
+def test_student_teacher_discriminator_is_bce_over_all_elements(student, teacher):
+    """PyTorch's own, on both batches one after the other with rows [1, 0] and [0, 1]."""
+    of_student, of_teacher = torch.tensor(student), torch.tensor(teacher)
+    target = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 3, dtype=torch.float64)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.cat([of_student, of_teacher]), target)
+    # torch's softplus is a straight line from 20 on, where exp(-20) = 2e-9 is left out.
+    torch.testing.assert_close(student_teacher_discriminator(of_student, of_teacher), expected, rtol=0, atol=5e-9)
+    each = student_teacher_discriminator(of_student, of_teacher, reduction="none")
+    torch.testing.assert_close(each.mean(), expected, rtol=0, atol=5e-9)
+    # Logits of at least 0: what should be 0 costs ln 2 at least, and it is half of all elements.
+    floor = student_teacher_discriminator(of_student.clamp(min=0), of_teacher.clamp(min=0))
+    assert floor.item() >= 0.5 * math.log(2)
+
+
+def test_student_teacher_discriminator_of_zeros_and_extremes():
+    zeros = torch.zeros(5, 2)
+    assert student_teacher_discriminator(zeros, zeros).item() == pytest.approx(0.6931472, abs=1e-7)
+    sure = torch.tensor([[1e4, -1e4]], dtype=torch.bfloat16)
+    assert student_teacher_discriminator(sure, -sure).item() == 0
+    assert student_teacher_discriminator(-sure, sure).item() == pytest.approx(1e4, rel=1e-2)  # bfloat16 keeps 8 bits
+    assert torch.autograd.gradcheck(
+        student_teacher_discriminator, (torch.randn(2, 2).double().requires_grad_(), torch.ones(2, 2).double())
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=4))
+def test_reverse_gradient(values):
+    x = torch.tensor(values, dtype=torch.float32, requires_grad=True)
+    turned = reverse_gradient(x)
+    assert torch.equal(turned, x)
+    (gradient,) = torch.autograd.grad((turned * torch.arange(1.0, len(values) + 1)).sum(), x)
+    assert gradient.tolist() == [-float(n) for n in range(1, len(values) + 1)]

@@ -5,7 +5,7 @@ from torch import nn
 from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
 from limbeck.models import Classifier, build
-from limbeck.models.heads import mlp_head, num_features
+from limbeck.models.heads import mlp_head, num_features, replace_head
 from limbeck.models.joint import joint_forward
 
 
@@ -43,3 +43,33 @@ def test_joint_forward_shares_the_batch_statistics(digits: ImageData) -> None:
     assert torch.equal(torch.cat([part.features for part in parts]), whole.features)
     plain = joint_forward(Classifier(nn.Flatten(), [str(k) for k in range(64)], channels=1), images[:2], images[2:])
     assert [part.features for part in plain] == [None, None]
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp", "resnet"])
+def test_new_head_on_the_same_body(digits: ImageData, name: str) -> None:
+    images = digits.test.fetch(torch.arange(2))["image"]
+    model = build(name, digits.task).eval()
+    features, bias = model(images).features, model.body.get_submodule(model.head).bias is not None
+    new = replace_head(model, ["a", "b", "c"]).eval()
+    output = new(images)
+    assert new.classes == ("a", "b", "c")
+    assert torch.equal(output.features, features)
+    head = new.body.get_submodule(new.head)
+    assert torch.equal(output.logits, head(features))
+    assert (head.bias is not None) == bias
+    assert (new.channels, new.size, new.mean, new.std) == (model.channels, model.size, model.mean, model.std)
+
+
+def test_new_head_keeps_kind_and_type_of_the_old() -> None:
+    body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 5, 1, bias=False), nn.Flatten()).double()
+    new = replace_head(Classifier(body, [*"abcde"]), [*"xy"])
+    head = new.body[1]
+    assert isinstance(head, nn.Conv2d)
+    assert head.bias is None
+    assert new(torch.rand(4, 3, 6, 6)).logits.shape == (4, 2)
+    assert new(torch.rand(4, 3, 6, 6)).logits.dtype == torch.float64
+    alone = replace_head(Classifier(nn.Conv2d(3, 2, 1), [*"ab"]), [*"xyz"])
+    assert isinstance(alone.body, nn.Conv2d)
+    assert alone.body.out_channels == 3
+    with pytest.raises(LimbeckError, match="a new head needs the features"):
+        replace_head(Classifier(nn.Flatten(), [*"abcd"]), [*"xy"])

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from limbeck.data.random import derive
 from limbeck.data.samples import ImageData, Samples
+from limbeck.data.views import apply
 from limbeck.errors import LimbeckError
 from limbeck.methods.dataset.sre2l import PostEvaluation
 from limbeck.models.classifier import ClassifierOutput
@@ -26,6 +28,11 @@ class Recording(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> ClassifierOutput:
         self.seen.append(batch["image"].clone())
+        return ClassifierOutput(batch["image"].flatten(1)[:, :10] * 3 - 1, None)
+
+
+class FirstPixels(nn.Module):
+    def forward(self, batch: dict[str, Tensor]) -> ClassifierOutput:
         return ClassifierOutput(batch["image"].flatten(1)[:, :10] * 3 - 1, None)
 
 
@@ -90,9 +97,37 @@ def test_replay_does_not_depend_on_the_batch(digits: ImageData, tmp_path: Path) 
 @pytest.mark.parametrize("mixing", ["cutmix", "mixup"])
 def test_every_batch_is_mixed_in_its_own_way(digits: ImageData, tmp_path: Path, mixing: str) -> None:
     labelled = run(stage(Recording(), samples_of(digits), mixing=mixing, view="none", flip=False), tmp_path)
-    rows = labelled.store.read(torch.arange(69))  # type: ignore[attr-defined]
+    there = torch.arange(23 * 4)
+    rows = labelled.store.read(there[labelled.store.has(there)])  # type: ignore[attr-defined]
+    assert len(rows.share) == 72
     ways = {(float(s), *b) for s, b in zip(rows.share, rows.box.tolist(), strict=True)}
     assert len(ways) == 9
+
+
+@pytest.mark.parametrize("batch", [None, 1, 4, 7])
+def test_views_of_every_sample_in_order(digits: ImageData, tmp_path: Path, batch: int | None) -> None:
+    """3 views of 23 samples in batches of 8: the last has 5, and some hold the end of a view."""
+    teacher, samples = FirstPixels(), samples_of(digits)
+    changes = {"batches": 0, "views": 3, "mixing": "none"}
+    if batch is not None:
+        with pytest.raises(KilledError):
+            run(stage(teacher, samples, **changes), tmp_path, KillAt(batch))
+    labelled = run(stage(teacher, samples, **changes), tmp_path)
+    store = labelled.store  # type: ignore[attr-defined]
+    assert store.schema.ordered
+    assert store.has(torch.arange(70)).tolist() == [True] * 69 + [False]
+    for view in range(3):
+        epochs = torch.full((23,), view)
+        images = apply(
+            "crop",
+            samples.fetch(torch.arange(23))["image"],
+            seed=derive(5, "relabel"),
+            epochs=epochs,
+            indices=samples.indices,
+            flip=True,
+        )
+        found = store.read(store.rows(samples.indices, epochs)).logits
+        assert torch.equal(found, images.flatten(1)[:, :10] * 3 - 1)
 
 
 def test_training_longer_than_the_labels_is_refused(digits: ImageData, tmp_path: Path) -> None:
@@ -107,12 +142,12 @@ def test_killed_labelling_ends_with_the_same_bytes(digits: ImageData, tmp_path: 
     run(stage(network, samples_of(digits)), tmp_path / "whole")
     with pytest.raises(KilledError):
         run(stage(network, samples_of(digits)), tmp_path / "killed", KillAt(batch))
-    assert not (tmp_path / "killed/relabel/labels/schema.json").exists()
+    assert not (tmp_path / "killed/relabel/result.json").exists()
     run(stage(network, samples_of(digits)), tmp_path / "killed")
-    whole = sorted((tmp_path / "whole/relabel/labels").iterdir())
-    assert len(whole) == 5
+    whole = sorted((tmp_path / "whole/relabel").glob("*.arrow"))
+    assert len(whole) == 1 + 5
     for file in whole:
-        assert (tmp_path / "killed/relabel/labels" / file.name).read_bytes() == file.read_bytes()
+        assert (tmp_path / "killed/relabel" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_student_that_is_the_teacher_has_no_loss(digits: ImageData, tmp_path: Path) -> None:
@@ -169,14 +204,18 @@ def test_agreement_and_dry_run(digits: ImageData, tmp_path: Path, nearest_mean: 
         assert labelled.stream(8).batch(0)["logits"].shape == (8, 10)
 
     drive(program(), context)
-    assert context.estimates[0]["bytes"] == 80 * (10 * 4 + 20) + 0
+    assert context.estimates[0]["bytes"] == 80 * (10 * 4 + 8)
     assert not (tmp_path / "dry").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batches": 0}, "batches is 0"),
+        ({"batches": 0}, "views is 0 and batches is 0; one of them must be"),
+        ({"views": 2}, "views is 2 and batches is 9; one of them must be"),
+        ({"batches": 0, "views": 2}, "cutmix mixes the batches of a stream"),
+        ({"every": 0}, "every is 0"),
+        ({"kept": "top_k"}, "top_k is 0; it must lie between 1 and the 10 classes"),
         ({"alpha": 0.0}, "alpha of cutmix is 0.0"),
         ({"view": "crops"}, "Did you mean 'crop'"),
     ],

@@ -7,6 +7,7 @@ from torch import nn
 from limbeck.errors import LimbeckError
 from limbeck.models import Classifier, ImageTask, build
 from limbeck.teachers import Ensemble, Frozen
+from limbeck.teachers.ensemble import power_weights
 
 CLASSES = ("ant", "bee", "cat")
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -98,3 +99,48 @@ def test_errors() -> None:
         Ensemble([])
     with pytest.raises(LimbeckError, match="'probabilities' or 'logits', got 'votes'"):
         Ensemble([member(0)], average="votes")  # type: ignore[arg-type]
+
+
+def test_both_means_of_one_pass() -> None:
+    """(0.9, 0.1) and (0.5, 0.5): the mean softmax is (0.7, 0.3), the softmax of the mean logits (0.75, 0.25)."""
+    pairs = [Classifier(Constant(*np.log(p).tolist()), ("ant", "bee")) for p in ((0.9, 0.1), (0.5, 0.5))]
+    for average in ("probabilities", "logits"):
+        output = Frozen(Ensemble(pairs, average=average), ("ant", "bee"))(IMAGES)  # type: ignore[arg-type]
+        # float32 logarithms.
+        np.testing.assert_allclose(output.log_probabilities.exp()[0], [0.7, 0.3], atol=1e-6)
+        np.testing.assert_allclose(output.mean_logits.softmax(-1)[0], [0.75, 0.25], atol=1e-6)
+        assert torch.equal(output.logits, output.mean_logits if average == "logits" else output.log_probabilities)
+
+
+def test_power_weights_worked_example() -> None:
+    scores = (0.2, 0.4, 0.8)
+    assert power_weights(scores, 0) == pytest.approx([1 / 3] * 3, rel=1e-15)
+    assert power_weights(scores, 1) == pytest.approx([1 / 7, 2 / 7, 4 / 7], rel=1e-15)
+    # 1, 2^12 and 2^24 by their sum.
+    assert power_weights(scores, 12) == pytest.approx([n / (1 + 2**12 + 2**24) for n in (1, 2**12, 2**24)], rel=1e-12)
+    assert power_weights(scores, 12) == pytest.approx([5.9590e-8, 2.44081e-4, 0.99975586], rel=1e-5)
+    assert power_weights(scores, float("inf")) == [0, 0, 1]
+
+
+def test_power_weights_of_scores_below_zero() -> None:
+    assert power_weights([-1.0, 2.0, 4.0], 1) == pytest.approx([0, 1 / 3, 2 / 3])
+    assert power_weights([-1.0, 2.0, 4.0], 0) == pytest.approx([1 / 3] * 3)
+    for p in (0, 1, 12):
+        assert power_weights([-3.0, -1.0, 0.0, -2.0], p) == [0.25] * 4
+    assert power_weights([-3.0, -1.0, -1.0], float("inf")) == [0, 1, 0]
+    assert power_weights([-5.0], 12) == [1]
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_power_weights_do_not_depend_on_the_scale(scale: float) -> None:
+    assert power_weights([scale, 0.5 * scale], 12) == pytest.approx([4096 / 4097, 1 / 4097], rel=1e-12)
+    assert power_weights([scale, 0.5 * scale], 1e6) == [1, 0]
+
+
+def test_power_weights_refuse_what_is_no_score() -> None:
+    for p in (-1.0, float("nan")):
+        with pytest.raises(LimbeckError, match=f"p is {p}"):
+            power_weights([1.0], p)
+    for scores in ([], [1.0, float("nan")], [float("inf")]):
+        with pytest.raises(LimbeckError, match="scores must be finite"):
+            power_weights(scores, 1)

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from limbeck.data.data import Data
+from limbeck.data.data import Data, Records
 
 
 def fingerprint(data: Data) -> str:
@@ -12,4 +12,11 @@ def fingerprint(data: Data) -> str:
     for split in (data.train, data.validation, data.test, data.unlabeled):
         if split is not None:
             split.update_hash(digest)
+    return digest.hexdigest()
+
+
+def samples_hash(samples: Records) -> str:
+    """SHA-256 of what a training on these samples depends on."""
+    digest = hashlib.sha256()
+    samples.update_hash(digest)
     return digest.hexdigest()

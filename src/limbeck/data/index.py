@@ -22,7 +22,9 @@ SOURCES: dict[str, str] = {
     "points": "limbeck.data.points:points",
     "corruptions": "limbeck.data.corrupted:corruptions",
     "clients": "limbeck.data.clients:clients",
+    "variant": "limbeck.data.variant:variant",
     "synthetic": "limbeck.data.synthetic:synthetic",
+    "open_set": "limbeck.data.open_set:open_set",
 }
 """Short name -> ``module:function``.
 

@@ -24,6 +24,9 @@ class Images(Protocol):
     shape: tuple[int, int, int]
     """Channels, height, width."""
 
+    in_memory: bool
+    """Whether taking an image costs no decoding."""
+
     def __len__(self) -> int: ...
 
     def take(self, rows: Tensor) -> Tensor:
@@ -41,6 +44,8 @@ class Memory:
     Raises:
         LimbeckError: a wrong shape or type, no images, or a value that is not finite or outside [0, 1].
     """
+
+    in_memory = True
 
     def __init__(self, pixels: Tensor, where: str = "the images") -> None:
         if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
@@ -79,6 +84,8 @@ class Lazy:
         where: row -> what that image is, for error messages.
     """
 
+    in_memory = False
+
     def __init__(
         self,
         decode: Callable[[int], Tensor],
@@ -108,6 +115,7 @@ class Joined:
     def __init__(self, parts: list[Images]) -> None:
         self.parts = parts
         self.shape = parts[0].shape
+        self.in_memory = all(part.in_memory for part in parts)
         self.starts = torch.tensor([0] + [len(part) for part in parts]).cumsum(0)
         for part in parts:
             if part.shape != self.shape:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,18 @@ HASHED = 256
 """Images of each split that go into its hash; labels and positions are hashed in full."""
 
 
+class Replay(NamedTuple):
+    """Which views of the images a training sees again and again, in the place of ever new ones.
+
+    Attributes:
+        seed: of the views, in the place of the run's.
+        views: in epoch e every sample comes in its view ``e % views``.
+    """
+
+    seed: int
+    views: int
+
+
 class Samples(Records):
     """Images with labels, map-style, every sample with its stable ``index``.
 
@@ -38,6 +50,7 @@ class Samples(Records):
         indices: int64 [N], the sample's stable position in the source data set; as ``rows`` where not given.
         num_samples: the size of the source, which is the number of rows a per-sample table needs.
         hidden_labels: int64 [N], the truth behind missing or noisy labels: for metrics, never for training.
+        replay: the views that were labelled and stored, where only these shall be seen.
 
     Raises:
         LimbeckError: no samples, lengths that differ, or a label outside the classes (naming the index).
@@ -53,6 +66,7 @@ class Samples(Records):
         indices: Tensor | None = None,
         num_samples: int | None = None,
         hidden_labels: Tensor | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self.images: Images = Memory(images) if isinstance(images, Tensor) else images
         self.labels = labels.to(torch.int64)
@@ -61,6 +75,7 @@ class Samples(Records):
         self.indices = self.rows if indices is None else indices
         self.num_samples = len(self.images) if num_samples is None else num_samples
         self.hidden_labels = hidden_labels
+        self.replay = replay
         if len(self.labels) != len(self.rows):
             raise LimbeckError(f"{len(self.rows)} images but {len(self.labels)} labels: give one label an image")
         if len(self.labels) == 0:
@@ -98,6 +113,8 @@ class Samples(Records):
         """The batch with one image tensor a view in the place of ``image``, see :mod:`limbeck.data.views`."""
         if not views:
             return batch
+        if self.replay is not None:
+            seed, epochs = self.replay.seed, epochs % self.replay.views
         found = dict(batch)
         image = found.pop("image")
         made = {
@@ -116,7 +133,7 @@ class Samples(Records):
 
     def update_hash(self, digest: "hashlib._Hash") -> None:
         """Add labels, indices and evenly spaced images."""
-        digest.update(f"{len(self)} {self.shape} {self.num_samples}".encode())
+        digest.update(f"{len(self)} {self.shape} {self.num_samples}{self.replay or ''}".encode())
         for values in (self.labels, self.indices):
             digest.update(values.numpy().tobytes())
         positions = torch.linspace(0, len(self) - 1, min(HASHED, len(self))).long()
@@ -129,31 +146,34 @@ class Samples(Records):
             LimbeckError: there are none.
         """
         at = torch.as_tensor(positions, dtype=torch.int64)
-        return Samples(
-            self.images,
-            self.labels[at],
-            self.classes,
+        return self._with(
+            labels=self.labels[at],
             rows=self.rows[at],
             indices=self.indices[at],
-            num_samples=self.num_samples,
             hidden_labels=None if self.hidden_labels is None else self.hidden_labels[at],
         )
 
     def relabel(self, labels: Tensor) -> "Samples":
         """The same images with other ``labels``, int64 [N]; the truth, as far as known, is hidden."""
-        return Samples(
-            self.images,
-            labels,
-            self.classes,
-            rows=self.rows,
-            indices=self.indices,
-            num_samples=self.num_samples,
-            hidden_labels=self.labels if self.hidden_labels is None else self.hidden_labels,
-        )
+        hidden = self.labels if self.hidden_labels is None else self.hidden_labels
+        return self._with(labels=labels, hidden_labels=hidden)
 
     def unlabel(self) -> "Samples":
         """The same images without labels (-1); the labels travel as ``hidden_labels``."""
         return self.relabel(torch.full_like(self.labels, -1))
+
+    def replayed(self, replay: Replay) -> "Samples":
+        """The same samples, in views that are made again."""
+        return self._with(replay=replay)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading an image costs no decoding."""
+        return self.images.in_memory
+
+    def _with(self, **changes: Any) -> "Samples":
+        names = ("images", "labels", "classes", "rows", "indices", "num_samples", "hidden_labels", "replay")
+        return Samples(**{name: getattr(self, name) for name in names} | changes)
 
 
 def concat(parts: Sequence[Samples]) -> Samples:
@@ -169,6 +189,10 @@ def concat(parts: Sequence[Samples]) -> Samples:
     for part in parts:
         if part.classes != first.classes:
             raise LimbeckError(f"cannot join samples of classes {list(first.classes)} and {list(part.classes)}")
+        if part.replay != first.replay:
+            raise LimbeckError(
+                "cannot join samples whose stored views have labels with samples without: label them all"
+            )
     images: Images = first.images
     rows, indices = [part.rows for part in parts], [part.indices for part in parts]
     num_samples = first.num_samples
@@ -190,6 +214,7 @@ def concat(parts: Sequence[Samples]) -> Samples:
         indices=torch.cat(indices),
         num_samples=num_samples,
         hidden_labels=hidden,
+        replay=first.replay,
     )
 
 

@@ -99,6 +99,19 @@ def hold_out(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
     return samples.subset(_others(samples, chosen)), samples.subset(chosen)
 
 
+def balanced(samples: Samples, count: int, seed: int) -> Samples:
+    """At most ``count`` of the samples, the classes as even as their sizes allow; those without a label are left out.
+
+    Raises:
+        LimbeckError: no sample has a label, or fewer than one is asked for.
+    """
+    members = _class_positions(samples, derive(seed, "balanced"))
+    # The first of every class, then the second of every class ...
+    rounds = np.concatenate([np.arange(len(places)) for places in members])
+    order = np.concatenate(members)[np.argsort(rounds, kind="stable")]
+    return samples.subset(torch.from_numpy(np.sort(order[:count])))
+
+
 def _class_positions(samples: Samples, key: int) -> list[Ints]:
     """For each class the positions of its samples, in random order."""
     labels = samples.labels.numpy()

@@ -9,7 +9,7 @@ from torch import Tensor
 from limbeck.data import views as view_functions
 from limbeck.data.data import Batch
 from limbeck.data.samples import Samples
-from limbeck.data.store import LabelStore, Mix, Rows, samples_hash
+from limbeck.data.store import LabelStore, Mix, Rows
 from limbeck.data.stream import Stream
 from limbeck.errors import LimbeckError
 from limbeck.labels.mix_rows import blend, paste_boxes
@@ -38,16 +38,7 @@ class StoredViews(Samples):
             num_samples=samples.num_samples,
             hidden_labels=samples.hidden_labels,
         )
-        if store.schema.classes != samples.classes:
-            raise LimbeckError(
-                f"the stored labels are of the classes {list(store.schema.classes)}, the samples of "
-                f"{list(samples.classes)}"
-            )
-        if store.schema.samples != len(samples) or store.schema.data != samples_hash(samples):
-            raise LimbeckError(
-                f"the stored labels are of {store.schema.samples} other samples than these {len(samples)} (their "
-                "fingerprints differ): label these"
-            )
+        store.check(samples)
         self.store = store
         self.position = torch.full((self.num_samples,), -1).index_copy_(0, self.indices, torch.arange(len(self)))
 
@@ -69,16 +60,15 @@ class StoredViews(Samples):
                 f"labels are stored for the view {schema.view!r} of seed {schema.seed} with flip={schema.flip}, "
                 f"not for {asked}: read them by StoredViews.stream"
             )
-        rows = epochs * len(self) + self.position[batch["index"]]
-        inside = rows < schema.rows
-        labels = self.store.read(torch.where(inside, rows, 0))
-        missing = ~inside | (labels.partner < 0)
+        rows = self.store.rows(batch["index"], epochs)
+        missing = ~self.store.has(rows)
         if missing.any():
             at = int(missing.nonzero()[0])
             raise LimbeckError(
                 f"sample {int(batch['index'][at])} has no stored label in epoch {int(epochs[at])}: labels reach as far "
                 "as the training that they were made for; label more, or train less"
             )
+        labels = self.store.read(rows)
         every, at = torch.cat([rows, labels.partner]).unique(return_inverse=True)
         images = self._views(every)  # of one batch a partner mostly is in it
         own, partners = at.chunk(2)
@@ -87,7 +77,7 @@ class StoredViews(Samples):
     def _views(self, rows: Tensor) -> Tensor:
         """The unmixed views of rows of the store, [B, C, H, W] in [0, 1]."""
         schema = self.store.schema
-        batch = self.fetch(rows % schema.samples)
+        batch = self.fetch(self.position[self.store.index_of(rows)])
         epochs = rows // schema.samples
         return view_functions.apply(
             schema.view, batch["image"], seed=schema.seed, epochs=epochs, indices=batch["index"], flip=schema.flip
@@ -105,7 +95,7 @@ class StoredViews(Samples):
     def update_hash(self, digest: "hashlib._Hash") -> None:
         """Add images and what the labels were made from."""
         super().update_hash(digest)
-        digest.update(repr(self.store.schema).encode())
+        digest.update(f"{self.store.schema!r} {self.store.version}".encode())
 
 
 def mix(kind: Mix, images: Tensor, partners: Tensor, rows: Rows) -> Tensor:

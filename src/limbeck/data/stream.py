@@ -72,7 +72,18 @@ class Stream:
             images: float32 [B, C, H, W] in [0, 1] a view, ``label`` and ``index`` int64 [B], and
             ``hidden_label`` int64 [B] where it is known.
         """
-        count, size = len(self.samples), self.batch_size
+        positions, epochs = self.places(number, self.batch_size)
+        if world > 1:
+            positions, epochs = positions[rank::world], epochs[rank::world]
+        batch = self.samples.augment(
+            self.samples.fetch(positions), self.views, seed=self.seed, epochs=epochs, flip=self.flip
+        )
+        batch["epoch"] = epochs
+        return batch
+
+    def places(self, number: int, size: int) -> tuple[Tensor, Tensor]:
+        """Position and epoch, int64 [size] each, of the samples from ``number * size`` on."""
+        count = len(self.samples)
         epoch, offset = divmod(number * size, count)
         if offset + size <= count:
             positions = self._order(epoch)[offset : offset + size]
@@ -88,13 +99,7 @@ class Stream:
                 offset = 0
             positions = torch.cat(pieces)
             epochs = torch.arange(epoch, epoch + len(pieces)).repeat_interleave(torch.tensor(lengths))
-        if world > 1:
-            positions, epochs = positions[rank::world], epochs[rank::world]
-        batch = self.samples.augment(
-            self.samples.fetch(positions), self.views, seed=self.seed, epochs=epochs, flip=self.flip
-        )
-        batch["epoch"] = epochs
-        return batch
+        return positions, epochs
 
     def batches(self, start: int, stop: int, *, rank: int = 0, world: int = 1, workers: int = 0) -> Iterator[Batch]:
         """Batches ``start`` to ``stop`` - 1, see :meth:`batch`.

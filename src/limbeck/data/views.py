@@ -4,12 +4,14 @@
 - ``weak``: shifted by up to an eighth of its size, the border filled by reflection; mirrored where allowed.
 - ``strong``: weak, then RandAugment and Cutout as FixMatch has them (arXiv 2001.07685, appendix D).
 - ``mild``: ten operations of RandAugment of magnitude 1 (arXiv 2307.08809, section 5), nothing else.
-- ``crop``: a random part of 8 to 100 % of the area, resized (arXiv 1409.4842); mirrored where allowed.
+- ``crop``: a random part of 8 to 100 % of the area, resized (arXiv 1409.4842); mirrored where allowed. With other
+  shares of the area: ``crop@0.2-1``.
 
 A second, independent reading of the same kind has a number after its name: ``strong:2``. What is random about
 a view depends on (seed, epoch, index, full name of the view) only.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -59,21 +61,21 @@ def _mild(images: Tensor, draws: Draws, flip: bool) -> Tensor:
     return rand_augment.mild_augment(images, draws)
 
 
-def _crop(images: Tensor, draws: Draws, flip: bool) -> Tensor:
+def _crop(images: Tensor, draws: Draws, flip: bool, low: float = 0.08, high: float = 1.0) -> Tensor:
     from torchvision.transforms.v2 import functional
 
     height, width = images.shape[-2:]
     attempts = draws[:, : 4 * _CROP_ATTEMPTS].reshape(-1, _CROP_ATTEMPTS, 4)
-    area = height * width * (0.08 + 0.92 * attempts[..., 0])
+    area = height * width * (low + (high - low) * attempts[..., 0])
     aspect = (3 / 4) * (16 / 9) ** attempts[..., 1]  # log-uniform between 3/4 and 4/3
-    high = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    tall = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     wide = np.rint(np.sqrt(area * aspect)).astype(np.int64)
-    fits = (high >= 1) & (wide >= 1) & (high <= height) & (wide <= width)
+    fits = (tall >= 1) & (wide >= 1) & (tall <= height) & (wide <= width)
     first = fits.argmax(1)
     views = torch.empty_like(images)
     for at, attempt in enumerate(first):
         if fits[at, attempt]:
-            h, w = int(high[at, attempt]), int(wide[at, attempt])
+            h, w = int(tall[at, attempt]), int(wide[at, attempt])
         else:  # none of the attempts fits into a very oblong image: the largest square
             h = w = min(height, width)
         top = int(attempts[at, attempt, 2] * (height - h + 1))
@@ -96,11 +98,25 @@ def check(view: str) -> str:
     Raises:
         LimbeckError: there is no such view.
     """
-    kind, _, number = view.partition(":")
+    name, _, number = view.partition(":")
+    kind, _, area = name.partition("@")
     if kind not in ("none", *_VIEWS) or (":" in view and not number.isdigit()):
         known = ["none", *_VIEWS]
         raise LimbeckError(f"there is no view {view!r}; known: {', '.join(known)}.{nearest(kind, known)}")
+    if "@" in name:
+        _area(kind, area, view)
     return kind
+
+
+def _area(kind: str, area: str, view: str) -> tuple[float, float]:
+    """The shares of the area between which a crop lies."""
+    try:
+        low, high = map(float, area.split("-"))
+    except ValueError:
+        low = high = 0.0
+    if kind != "crop" or not 0 < low <= high <= 1:
+        raise LimbeckError(f"there is no view {view!r}; parts of an image of 20 to 100 % of its area are crop@0.2-1")
+    return low, high
 
 
 def apply(view: str, images: Tensor, *, seed: int, epochs: Tensor, indices: Tensor, flip: bool) -> Tensor:
@@ -127,5 +143,9 @@ def apply(view: str, images: Tensor, *, seed: int, epochs: Tensor, indices: Tens
     if kind == "none":
         return images
     function, count = _VIEWS[kind]
+    name, _, area = view.partition(":")[0].partition("@")
+    if area:
+        low, high = _area(name, area, view)
+        function = functools.partial(_crop, low=low, high=high)
     draws = uniforms(derive(seed, "view", view), epochs.numpy(), indices.numpy(), draws=count)
     return function(images, draws, flip)

@@ -1,8 +1,9 @@
 """The label types, and how labels are cleaned: select, shrink, refine, mix."""
 
+from limbeck.labels.duplicates import near_duplicates
 from limbeck.labels.interpolate import interpolate
 from limbeck.labels.mix import classmix, cutmix, cutmix_pixels, mixup, paste
-from limbeck.labels.refine import align_distribution, mix_with_past, sharpen, smooth
+from limbeck.labels.refine import align_distribution, mix_with_past, optimal_mix_weight, sharpen, smooth
 from limbeck.labels.select import (
     agreement,
     confidence,
@@ -12,6 +13,7 @@ from limbeck.labels.select import (
     entropy_below,
     entropy_percentile,
     most_confident,
+    most_confident_per_class,
 )
 from limbeck.labels.shrink import shrink_classes
 from limbeck.labels.types import Labels, TopK, one_hot, to_dense, top_k
@@ -34,7 +36,10 @@ __all__ = [
     "mix_with_past",
     "mixup",
     "most_confident",
+    "most_confident_per_class",
+    "near_duplicates",
     "one_hot",
+    "optimal_mix_weight",
     "paste",
     "sharpen",
     "shrink_classes",

@@ -17,6 +17,7 @@ def mixup(
     num_classes: int,
     alpha: float | int,
     generator: torch.Generator,
+    group: int = 0,
 ) -> tuple[Float[Tensor, "batch channels height width"], Labels]:
     """Mixup (arXiv 1710.09412, equation 2): ``lam x_i + (1 - lam) x_j`` with lam ~ Beta(alpha, alpha).
 
@@ -29,11 +30,12 @@ def mixup(
         num_classes: number of classes (not read for real values).
         alpha: > 0.
         generator: draws lam and the permutation; no other random state is touched.
+        group: partners come from the same group of so many neighbours (SelfMix, arXiv 2312.17473); 0: from the batch.
 
     Raises:
-        LimbeckError: alpha <= 0, or another number of labels than of images.
+        LimbeckError: alpha <= 0, another number of labels than of images, or a batch that is not made of whole groups.
     """
-    draw = _on(images, draw_mixup(_count(images, labels), alpha, generator))
+    draw = _on(images, draw_mixup(_count(images, labels), alpha, generator, group))
     mixed = draw.share * images + (1 - draw.share) * images[draw.partner]
     return mixed, _mix_labels(labels, num_classes, draw)
 
@@ -44,6 +46,7 @@ def cutmix(
     num_classes: int,
     alpha: float | int,
     generator: torch.Generator,
+    group: int = 0,
 ) -> tuple[Float[Tensor, "batch channels height width"], Labels]:
     """CutMix (arXiv 1905.04899, equations 1 and 2): a box of another image, labels by area.
 
@@ -52,7 +55,7 @@ def cutmix(
     :func:`mixup`.
     """
     size = (images.shape[2], images.shape[3])
-    draw = _on(images, draw_cutmix(_count(images, labels), size, alpha, generator))
+    draw = _on(images, draw_cutmix(_count(images, labels), size, alpha, generator, group))
     top, bottom, left, right = draw.box
     mixed = images.clone()
     mixed[..., top:bottom, left:right] = images[draw.partner, :, top:bottom, left:right]

@@ -26,17 +26,25 @@ class Draw:
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
-def draw_mixup(count: int, alpha: float | int, generator: torch.Generator) -> Draw:
+def draw_mixup(count: int, alpha: float | int, generator: torch.Generator, group: int = 0) -> Draw:
     """Partner and share of mixup (arXiv 1710.09412): share ~ Beta(alpha, alpha), one a batch.
 
+    Args:
+        count: B.
+        alpha: > 0.
+        generator: draws everything.
+        group: partners come from the same group of so many neighbours in the batch; 0: from the whole batch.
+
     Raises:
-        LimbeckError: alpha <= 0.
+        LimbeckError: alpha <= 0, or a batch that is not made of whole groups.
     """
     share = _beta(alpha, generator)
-    return Draw(torch.randperm(count, generator=generator, device=generator.device), share)
+    return Draw(_partners(count, generator, group), share)
 
 
-def draw_cutmix(count: int, size: tuple[int, int], alpha: float | int, generator: torch.Generator) -> Draw:
+def draw_cutmix(
+    count: int, size: tuple[int, int], alpha: float | int, generator: torch.Generator, group: int = 0
+) -> Draw:
     """Partner and box of CutMix (arXiv 1905.04899), one box a batch.
 
     The box has sides ``sqrt(1 - lam)`` of the image's, lam ~ Beta(alpha, alpha), around a uniform centre; it is
@@ -47,13 +55,14 @@ def draw_cutmix(count: int, size: tuple[int, int], alpha: float | int, generator
         size: height and width of the images.
         alpha: > 0.
         generator: draws everything.
+        group: see :func:`draw_mixup`.
 
     Raises:
-        LimbeckError: alpha <= 0.
+        LimbeckError: alpha <= 0, or a batch that is not made of whole groups.
     """
     height, width = size
     share = _beta(alpha, generator)
-    partner = torch.randperm(count, generator=generator, device=generator.device)
+    partner = _partners(count, generator, group)
     side = math.sqrt(1 - share)
     y, x = torch.rand(2, generator=generator, device=generator.device).tolist()
     top, bottom = _interval(int(y * height), int(side * height), height)
@@ -89,6 +98,33 @@ def paste_boxes(
     rows, columns = (torch.arange(size, device=images.device) for size in (height, width))
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
     return torch.where(inside[:, None], others, images)
+
+
+def cutmix_images(
+    images: Float[Tensor, "batch channels height width"], alpha: float | int, generator: torch.Generator
+) -> Float[Tensor, "batch channels height width"]:
+    """CutMix of images alone, for a teacher that labels what it sees: no label is mixed (MEAL V2, arXiv 2009.08453).
+
+    Args:
+        images: [B, C, H, W].
+        alpha: see :func:`draw_cutmix`.
+        generator: the same.
+
+    Raises:
+        LimbeckError: alpha <= 0.
+    """
+    draw = draw_cutmix(len(images), (images.shape[2], images.shape[3]), alpha, generator)
+    return paste_boxes(images, images[draw.partner.to(images.device)], torch.tensor([draw.box]).expand(len(images), -1))
+
+
+def _partners(count: int, generator: torch.Generator, group: int) -> Tensor:
+    """A permutation of the batch, int64 [B], or one of each group of neighbours."""
+    if not group:
+        return torch.randperm(count, generator=generator, device=generator.device)
+    if count % group:
+        raise LimbeckError(f"a batch of {count} is not made of groups of {group}: use multiples of {group} throughout")
+    keys = torch.rand(count // group, group, generator=generator, device=generator.device)
+    return (keys.argsort(1) + torch.arange(0, count, group, device=keys.device)[:, None]).flatten()
 
 
 def _beta(alpha: float | int, generator: torch.Generator) -> float:

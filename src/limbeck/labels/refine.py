@@ -49,6 +49,33 @@ def mix_with_past(
     return (1 - alpha) * labels + alpha * past
 
 
+def optimal_mix_weight(
+    labels: Int[Tensor, "*batch"] | Float[Tensor, "*batch classes"],
+    fitted: Float[Tensor, "*batch classes"],
+    distilled: Float[Tensor, "*batch classes"],
+) -> Float[Tensor, ""]:
+    """The weight of the ground truth that gives self-distillation the least squared error on held-out data.
+
+    ``alpha* = <y - v, u - v> / ||u - v||^2`` over all samples and classes, brought into [0, 1]: where a prediction is
+    linear in the targets (kernel ridge regression) a step's is ``alpha u + (1 - alpha) v``. Re-derived from that
+    linearity (arXiv 2102.13088 has a closed form too); for networks an estimate by analogy.
+
+    Args:
+        labels: y, class indices [*batch], or any real targets [*batch, C].
+        fitted: u, predictions of what was fitted to the ground truth, [*batch, C].
+        distilled: v, predictions of what was fitted to the last step's predictions alone, [*batch, C].
+
+    Returns:
+        Scalar in [0, 1]; 1 where u and v are the same and every weight would do.
+    """
+    if not labels.is_floating_point():
+        labels = one_hot(labels, fitted.shape[-1], fitted.dtype)
+    # Probabilities differ by little: in float32 the sums over many samples would lose digits.
+    y, u, v = labels.double(), fitted.double(), distilled.double()
+    along, squared = ((y - v) * (u - v)).sum(), (u - v).square().sum()
+    return torch.where(squared > 0, along / squared.clamp_min(torch.finfo(torch.float64).tiny), 1.0).clamp(0, 1)
+
+
 def smooth(probabilities: Float[Tensor, "*batch classes"], epsilon: float | int) -> Float[Tensor, "*batch classes"]:
     """``(1 - epsilon) p + epsilon / C`` (label smoothing, arXiv 1512.00567, section 7).
 

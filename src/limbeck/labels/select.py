@@ -73,6 +73,31 @@ def most_confident(labels: Labels, fraction: float | int) -> Labels:
     return labels.weighted(keep.reshape(labels.batch_shape))
 
 
+def most_confident_per_class(labels: Labels, k: int) -> Labels:
+    """Keep, of each most probable class, the k most confident of the labels in use (SSLD, arXiv 2103.05959).
+
+    A class that fewer labels fall on keeps fewer; at most C k are kept.
+
+    Args:
+        labels: probabilities or top k, [*batch].
+        k: labels a class. Of equal confidences the first in the batch is kept.
+
+    Raises:
+        LimbeckError: k below 1, or labels without confidence.
+    """
+    if k < 1:
+        raise LimbeckError(f"k is {k}, must be at least 1 label a class")
+    used = (labels.weights != 0).flatten()
+    scores = confidence(labels).flatten().masked_fill(~used, -1.0)
+    order = scores.sort(descending=True, stable=True).indices
+    # Both sorts are stable: classes one after the other, in order of confidence within each.
+    classes, grouped = labels.predicted().flatten()[order].sort(stable=True)
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(classes, classes)
+    keep: Bool[Tensor, " entries"] = torch.zeros_like(used)
+    keep[order[grouped]] = rank < k
+    return labels.weighted(keep.reshape(labels.batch_shape))
+
+
 def entropy_below(labels: Labels, threshold: float | int | Float[Tensor, ""] | Float[Tensor, "*batch"]) -> Labels:
     """Keep labels whose entropy in nats is below the threshold; one number, or one a label [*batch].
 

@@ -23,7 +23,9 @@ from limbeck.losses.feature import (
     rkd_distance,
     similarity_preserving,
 )
+from limbeck.losses.penalty import norm_penalty
 from limbeck.losses.reduction import Mean, Reduction, reduce
+from limbeck.losses.symmetric_kl import symmetric_kl
 
 __all__ = [
     "Mean",
@@ -37,6 +39,7 @@ __all__ = [
     "generalized_jsd",
     "js",
     "mse",
+    "norm_penalty",
     "normalized_mse",
     "probabilistic_knowledge_transfer",
     "reduce",
@@ -47,5 +50,6 @@ __all__ = [
     "skewed_forward_kl",
     "skewed_reverse_kl",
     "soft_cross_entropy",
+    "symmetric_kl",
     "total_variation",
 ]

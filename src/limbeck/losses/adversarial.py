@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from limbeck.losses.reduction import Loss, Reduction, Weight, in_full, reduce
 
 Logit = Float[Tensor, "*batch"]
+TwoLogits = Float[Tensor, "*batch 2"]
 
 
 def non_saturating_generator(fake: Logit, *, weight: Weight | None = None, reduction: Reduction = "mean") -> Loss:
@@ -35,3 +36,29 @@ def non_saturating_discriminator(
         reduction: as :func:`limbeck.losses.reduce`.
     """
     return reduce(F.softplus(in_full(fake)) + F.softplus(-in_full(real)), weight, reduction)
+
+
+def student_teacher_discriminator(
+    student: TwoLogits, teacher: TwoLogits, *, weight: Weight | None = None, reduction: Reduction = "mean"
+) -> Loss:
+    """Binary cross-entropy of two logits, "is the student's" and "is the teacher's" (MEAL V2, arXiv 2009.08453).
+
+    Targets are [1, 0] for what the student said and [0, 1] for what the teacher said; of each pair the mean over its
+    four logits. ln 2 for a discriminator that tells nothing.
+
+    Args:
+        student: what the discriminator says of the student's outputs, [*batch, 2].
+        teacher: what it says of the teacher's outputs for the same samples, [*batch, 2].
+        weight: what a pair counts.
+        reduction: as :func:`limbeck.losses.reduce`.
+    """
+    student, teacher = in_full(student), in_full(teacher)
+    right = F.softplus(-student[..., 0]) + F.softplus(-teacher[..., 1])
+    wrong = F.softplus(student[..., 1]) + F.softplus(teacher[..., 0])
+    return reduce((right + wrong) / 4, weight, reduction)
+
+
+def reverse_gradient(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The same values; their gradient comes back with the opposite sign (arXiv 1409.7495, section 3.1)."""
+    # x - (x - x) is x exactly, also under torch.compile, which knows no autograd functions of one's own.
+    return values.detach() - (values - values.detach())

@@ -1,6 +1,8 @@
 """Every method of limbeck as plain data: importable without torch.
 
-``path`` is ``module:Class``; ``kind`` is ``paper`` or, for what papers are compared with, ``baseline``.
+``path`` is ``module:Class``; ``kind`` is ``paper`` or, for what papers are compared with, ``baseline``. ``teacher`` is
+what a method asks of its teacher: ``logits`` of the training samples in their training view, for which stored labels
+will do, or ``anything``.
 """
 
 from typing import Literal, NamedTuple
@@ -16,6 +18,7 @@ class Method(NamedTuple):
     year: int
     kind: Literal["paper", "baseline"]
     path: str
+    teacher: Literal["anything", "logits"] = "anything"
 
 
 METHODS: dict[str, Method] = {
@@ -38,6 +41,7 @@ METHODS: dict[str, Method] = {
             2015,
             "baseline",
             "limbeck.methods.classification.kd:KD",
+            teacher="logits",
         ),
         Method(
             "ps-kd",
@@ -47,6 +51,116 @@ METHODS: dict[str, Method] = {
             2021,
             "paper",
             "limbeck.methods.classification.ps_kd:PSKD",
+        ),
+        Method(
+            "kd-data-pruning",
+            "classification",
+            "Distilling the Knowledge in Data Pruning",
+            "2403.07854",
+            2024,
+            "paper",
+            "limbeck.methods.classification.kd_data_pruning:KDDataPruning",
+        ),
+        Method(
+            "robust-active-distillation",
+            "classification",
+            "Robust Active Distillation",
+            "2210.01213",
+            2023,
+            "paper",
+            "limbeck.methods.classification.robust_active_distillation:RobustActiveDistillation",
+        ),
+        Method(
+            "teacher-guidance",
+            "classification",
+            "Even your Teacher Needs Guidance: Ground-Truth Targets Dampen Regularization Imposed by Self-Distillation",
+            "2102.13088",
+            2021,
+            "paper",
+            "limbeck.methods.classification.teacher_guidance:TeacherGuidance",
+        ),
+        Method(
+            "random-teachers",
+            "classification",
+            "Random Teachers are Good Teachers",
+            "2302.12091",
+            2023,
+            "paper",
+            "limbeck.methods.classification.random_teachers:RandomTeachers",
+        ),
+        Method(
+            "sla",
+            "classification",
+            "Self-supervised Label Augmentation via Input Transformations",
+            "1910.05872",
+            2020,
+            "paper",
+            "limbeck.methods.classification.sla:SLA",
+        ),
+        Method(
+            "distill-weighted",
+            "classification",
+            "Distilling from Similar Tasks for Transfer Learning on a Budget",
+            "2304.12314",
+            2023,
+            "paper",
+            "limbeck.methods.classification.distill_weighted:DistillWeighted",
+        ),
+        Method(
+            "dml",
+            "classification",
+            "Deep Mutual Learning",
+            "1706.00384",
+            2018,
+            "baseline",
+            "limbeck.methods.classification.dml:DML",
+        ),
+        Method(
+            "bd-kd",
+            "classification",
+            "BD-KD: Balancing the Divergences for Online Knowledge Distillation",
+            "2212.12965",
+            2022,
+            "paper",
+            "limbeck.methods.classification.bd_kd:BDKD",
+        ),
+        Method(
+            "meal-v2",
+            "classification",
+            "MEAL V2: Boosting Vanilla ResNet-50 to 80%+ Top-1 Accuracy on ImageNet without Tricks",
+            "2009.08453",
+            2020,
+            "paper",
+            "limbeck.methods.classification.meal_v2:MEALV2",
+        ),
+        Method(
+            "ssld",
+            "classification",
+            "Beyond Self-Supervision: A Simple Yet Effective Network Distillation Alternative to Improve Backbones",
+            "2103.05959",
+            2021,
+            "paper",
+            "limbeck.methods.classification.ssld:SSLD",
+        ),
+        Method(
+            "fkd",
+            "classification",
+            "A Fast Knowledge Distillation Framework for Visual Recognition",
+            "2112.01528",
+            2022,
+            "baseline",
+            "limbeck.methods.classification.fkd:FKD",
+            teacher="logits",
+        ),
+        Method(
+            "ferkd",
+            "classification",
+            "FerKD: Surgical Label Adaptation for Efficient Distillation",
+            "2312.17473",
+            2023,
+            "paper",
+            "limbeck.methods.classification.ferkd:FerKD",
+            teacher="logits",
         ),
         Method(
             "fixmatch",

@@ -10,6 +10,7 @@ from limbeck.stages.objective import Objective
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Program
 from limbeck.teachers.frozen import Frozen
+from limbeck.teachers.stored import Stored
 
 
 class Method(Protocol):
@@ -64,14 +65,17 @@ class SingleFit:
         self.fit = fit
 
     def program(self) -> Program:
-        """Train the teachers that need it, then the student."""
+        """Train the teachers that need it, then the student; with stored labels on the views that were labelled."""
+        data = self.data
         models = {name: make() for name, make in self.models.items()}
         teachers = {}
         for name, method in self.teachers.items():
             model = yield from method.program()
-            teachers[name] = Frozen(model, classes=self.data.classes)
+            if isinstance(model, Stored):
+                data = model.replay(data)
+            teachers[name] = Frozen(model, classes=data.classes)
         objective = self.objective(**models, **teachers, **self.arguments)
-        return (yield Fit("fit", objective, self.data, self.fit))
+        return (yield Fit("fit", objective, data, self.fit))
 
 
 class Nested:

@@ -7,6 +7,8 @@ BETTER: dict[str, Literal["higher", "lower"]] = {
     "nll": "lower",
     "ece": "lower",
     "aurc": "lower",
+    "knn_accuracy": "higher",
+    "wrong_labels": "lower",
     "error": "lower",
     "map": "higher",
     "map_50": "higher",

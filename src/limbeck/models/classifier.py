@@ -162,7 +162,7 @@ class Classifier(Model):
             LimbeckError: no images in the batch, images that are not float or not 1 or 3 channels, or a body
                 whose output is not ``[B, len(classes)]``.
         """
-        images = batch if isinstance(batch, Tensor) else _images(batch)
+        images = images_of(batch)
         output = self.body(self._preprocess(images))
         features, self._tap.value = self._tap.value, None
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
@@ -239,7 +239,14 @@ def _grey(images: Tensor) -> Tensor:
     return red * images[:, 0:1] + green * images[:, 1:2] + blue * images[:, 2:3]
 
 
-def _images(batch: Mapping[str, Tensor]) -> Tensor:
+def images_of(batch: Mapping[str, Tensor] | Tensor) -> Tensor:
+    """The images of a batch.
+
+    Raises:
+        LimbeckError: the batch holds none.
+    """
+    if isinstance(batch, Tensor):
+        return batch
     if "image" not in batch:
         raise LimbeckError(f"the batch holds no 'image', only {sorted(batch)}")
     return batch["image"]

@@ -1,4 +1,4 @@
-"""A discriminator that looks through the features of a denoiser."""
+"""Discriminators: on the features of a denoiser, or on the outputs of classifiers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from limbeck.errors import LimbeckError
 from limbeck.models.denoiser import Denoised, Denoiser
 
 
@@ -57,3 +58,26 @@ def discriminator_head(shape: Sequence[int]) -> nn.Sequential:
         height, width = height // 2, width // 2
     layers += [nn.Conv2d(channels, channels, (height, width)), nn.GroupNorm(groups, channels), nn.SiLU()]
     return nn.Sequential(*layers, nn.Conv2d(channels, 1, 1))
+
+
+def logits_discriminator(classes: int, reduction: int = 8, final_relu: bool = True) -> nn.Sequential:
+    """From a classifier's outputs [B, C] to two logits, the student's and the teacher's (MEAL V2, arXiv 2009.08453).
+
+    Three linear layers (1x1 convolutions in the released code), C -> C / K -> C / K^2 -> 2, rounded down and at least
+    1 (a choice: the released code has no width for fewer than K^2 classes).
+
+    Args:
+        classes: C.
+        reduction: K.
+        final_relu: a ReLU after the last layer too, as in the released code. Both logits are then at least 0, the
+            binary cross-entropy at least ln(2) / 2, and where all are 0 there is no gradient.
+
+    Raises:
+        LimbeckError: sizes below one.
+    """
+    if classes < 1 or reduction < 1:
+        raise LimbeckError(f"a discriminator of {classes} classes with K = {reduction}: both must be at least 1")
+    first = max(classes // reduction, 1)
+    second = max(first // reduction, 1)
+    layers = [nn.Linear(classes, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 2)]
+    return nn.Sequential(*layers, *([nn.ReLU()] if final_relu else []))

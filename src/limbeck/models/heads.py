@@ -1,6 +1,9 @@
 """Further heads on the features of a model, which training needs and the finished model does not."""
 
-from torch import nn
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 from limbeck.models.classifier import Classifier
@@ -28,6 +31,71 @@ def mlp_head(inputs: int, outputs: int, *, hidden: int, layers: int = 2, slope: 
     return nn.Sequential(*modules, nn.Linear(inputs, outputs))
 
 
+class ProjectionHead(nn.Module):
+    """The head of DINO (arXiv 2104.14294, appendix C): an MLP, an L2-normalised bottleneck, and a wide linear layer.
+
+    ``layers`` times a linear layer and a GELU, a linear layer to the bottleneck, whose output is brought to length 1,
+    and a linear layer without bias, whose rows are brought to length 1 where ``normalize_last`` says so: outputs are
+    then cosines, in [-1, 1]. Weights are drawn from a normal distribution of standard deviation 0.02, cut off at
+    -2 and 2; biases are 0.
+
+    Args:
+        inputs: features.
+        outputs: of the last layer.
+        hidden: units of each hidden layer.
+        layers: hidden layers; 0 for none.
+        bottleneck: units of the bottleneck; None leaves it and its normalisation out.
+        normalize_last: whether the rows of the last layer have length 1.
+
+    Raises:
+        LimbeckError: sizes below one.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: int = 2048,
+        layers: int = 2,
+        bottleneck: int | None = 256,
+        normalize_last: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(inputs, outputs, hidden, 1 if bottleneck is None else bottleneck) < 1 or layers < 0:
+            raise LimbeckError(
+                f"a projection head of {inputs} inputs, {layers} layers of {hidden}, a bottleneck of {bottleneck} and "
+                f"{outputs} outputs is empty"
+            )
+        modules: list[nn.Module] = []
+        for _ in range(layers):
+            modules += [nn.Linear(inputs, hidden), nn.GELU()]
+            inputs = hidden
+        if bottleneck is not None:
+            modules.append(nn.Linear(inputs, bottleneck))
+            inputs = bottleneck
+        self.mlp = nn.Sequential(*modules)
+        self.last = nn.Linear(inputs, outputs, bias=False)
+        self.bottleneck, self.normalize_last = bottleneck, normalize_last
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the first weights, from torch's global generator."""
+        for part in (*self.mlp, self.last):
+            if isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=0.02)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, inputs] to outputs [B, outputs]."""
+        hidden = self.mlp(features)
+        if self.bottleneck is not None:
+            hidden = F.normalize(hidden, dim=-1)
+        weight = F.normalize(self.last.weight, dim=-1) if self.normalize_last else self.last.weight
+        return F.linear(hidden, weight)
+
+
 def num_features(model: Classifier, method: str) -> int:
     """Size of the features that a classifier gives: the inputs of its classification head.
 
@@ -46,4 +114,41 @@ def num_features(model: Classifier, method: str) -> int:
     raise LimbeckError(
         f"{method} needs the features of its student, but in {type(model.body).__name__} no classification head was "
         "found (a linear layer or 1x1 convolution with one output a class); name it: Classifier(..., head=NAME)"
+    )
+
+
+def replace_head(model: Classifier, classes: Sequence[str]) -> Classifier:
+    """A classifier with a fresh head for other classes, drawn from torch's global generator.
+
+    Args:
+        model: its body is not copied: it is the new classifier's from then on.
+        classes: names of the new classes.
+
+    Returns:
+        A classifier of these classes with the preprocessing of ``model``.
+
+    Raises:
+        LimbeckError: no head was found.
+    """
+    inputs = num_features(model, "a new head")
+    assert model.head is not None
+    old = model.body.get_submodule(model.head)
+    new: nn.Module
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(inputs, len(classes), kernel_size=1, bias=old.bias is not None)
+    else:
+        new = nn.Linear(inputs, len(classes), bias=old.bias is not None)
+    weight = next(old.parameters())
+    new.to(weight.device, weight.dtype)
+    parent, _, name = model.head.rpartition(".")
+    if name:
+        setattr(model.body.get_submodule(parent), name, new)
+    return Classifier(
+        model.body if name else new,
+        classes,
+        channels=model.channels,
+        size=model.size,
+        mean=model.mean,
+        std=model.std,
+        head=model.head,
     )

@@ -3,11 +3,14 @@
 BUILDERS: dict[str, str] = {
     "cnn": "limbeck.models.small:cnn",
     "mlp": "limbeck.models.small:mlp",
+    "vgg": "limbeck.models.small:vgg",
     "resnet": "limbeck.models.resnet:resnet",
     "wide_resnet": "limbeck.models.resnet:wide_resnet",
     "preact_resnet18": "limbeck.models.resnet:preact_resnet18",
     "timm": "limbeck.models.timm_models:timm",
     "torchvision": "limbeck.models.torchvision_models:torchvision",
+    "joint_classifier": "limbeck.models.joint_classifier:joint_classifier",
+    "projector": "limbeck.models.projector:projector",
     "faster_rcnn": "limbeck.models.detector:faster_rcnn",
     "unet_segmenter": "limbeck.models.segmenter:unet_segmenter",
     "torchvision_segmenter": "limbeck.models.segmenter:torchvision_segmenter",
@@ -18,6 +21,7 @@ BUILDERS: dict[str, str] = {
     "unet_denoiser": "limbeck.models.denoiser:unet_denoiser",
     "mlp_denoiser": "limbeck.models.denoiser:mlp_denoiser",
     "folder": "limbeck.models.folder:folder",
+    "store": "limbeck.teachers.stored:store",
     "hub": "limbeck.models.folder:hub",
 }
 

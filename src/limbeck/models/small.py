@@ -10,6 +10,9 @@ from limbeck.models.classifier import Classifier, ImageTask
 
 Norm = Literal["batch", "group", "none"]
 
+VGG11 = [[64], [128], [256, 256], [512, 512], [512, 512]]
+"""Channels of the convolutions of VGG-11 (arXiv 1409.1556, table 1), block by block."""
+
 
 def cnn(task: ImageTask, *, width: int = 16, norm: Norm = "batch", dropout: float = 0.0) -> Classifier:
     """Convolutional network for images of 8x8 to 64x64: two blocks and a hidden layer of 64.
@@ -40,6 +43,33 @@ def cnn(task: ImageTask, *, width: int = 16, norm: Norm = "batch", dropout: floa
     return Classifier(body, task.classes, channels=task.channels, size=task.size, mean=task.mean, std=task.std)
 
 
+def vgg(task: ImageTask, *, blocks: list[list[int]] = VGG11, norm: Norm = "none") -> Classifier:
+    """Plain convolutions 3x3 with a pooling after each block, then the mean over what is left of the image.
+
+    Args:
+        task: Classes and images.
+        blocks: Channels of the convolutions, block by block; the last number is that of the features. Default: VGG-11.
+        norm: Normalisation after each convolution.
+
+    Raises:
+        LimbeckError: no blocks, an empty one, or options out of range.
+    """
+    if not blocks or not all(blocks):
+        raise LimbeckError(f"vgg: blocks must be lists of channels, got {blocks}")
+    modules: list[nn.Module] = []
+    inputs, side = task.channels, min(task.size)
+    for block in blocks:
+        for outputs in block:
+            _check_positive("vgg", channels=outputs)
+            modules += _convolution(inputs, outputs, norm)
+            inputs = outputs
+        if side >= 2:  # of a small image nothing is left to pool in the last blocks
+            modules.append(nn.MaxPool2d(2))
+            side //= 2
+    body = nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, len(task.classes)))
+    return Classifier(body, task.classes, channels=task.channels, size=task.size, mean=task.mean, std=task.std)
+
+
 def mlp(task: ImageTask, *, hidden: int = 128, layers: int = 2) -> Classifier:
     """Multi-layer perceptron on the pixels.
 
@@ -65,15 +95,19 @@ def mlp(task: ImageTask, *, hidden: int = 128, layers: int = 2) -> Classifier:
 
 def _block(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
     """Convolution, normalisation, ReLU, and a pooling that halves the image."""
+    return nn.Sequential(*_convolution(inputs, outputs, norm), nn.MaxPool2d(2))
+
+
+def _convolution(inputs: int, outputs: int, norm: Norm) -> list[nn.Module]:
     norms: dict[str, nn.Module] = {
         "batch": nn.BatchNorm2d(outputs),
         "group": nn.GroupNorm(math.gcd(8, outputs), outputs),
         "none": nn.Identity(),
     }
     if norm not in norms:
-        raise LimbeckError(f"cnn: norm must be one of {sorted(norms)}, got {norm!r}")
+        raise LimbeckError(f"norm must be one of {sorted(norms)}, got {norm!r}")
     convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=norm == "none")
-    return nn.Sequential(convolution, norms[norm], nn.ReLU(), nn.MaxPool2d(2))
+    return [convolution, norms[norm], nn.ReLU()]
 
 
 def _check_positive(name: str, **values: int) -> None:

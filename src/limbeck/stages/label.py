@@ -1,35 +1,36 @@
-"""Label: a teacher's logits for the views that a later fit will see, on disk."""
+"""Label: a teacher's labels for the views that a later fit will see, on disk."""
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from limbeck.data.codec import Kept, Storage
+from limbeck.data.fingerprint import samples_hash
 from limbeck.data.random import derive
 from limbeck.data.samples import Samples
-from limbeck.data.store import SCHEMA, LabelStore, Mix, Rows, Schema, samples_hash
+from limbeck.data.store import LabelStore, Mix, Rows, Schema
 from limbeck.data.stored_views import StoredViews, mix
 from limbeck.data.stream import Stream
 from limbeck.errors import LimbeckError
 from limbeck.labels.mix_rows import Draw, draw_cutmix, draw_mixup
 from limbeck.stages.digest import module_hash
 from limbeck.stages.evaluation import as_shipped
-from limbeck.stages.files import write_json
 from limbeck.stages.stage import Context, source_hash, versions, write_result
-
-PROGRESS = "progress.json"
+from limbeck.stages.store_writer import StoreWriter
 
 
 class Label:
-    """Run ``teacher`` once over the batches of a training; the artefact are the samples with their stored views.
+    """Run ``teacher`` once over the views that a training will see; the artefact is a store of its labels.
 
-    Every batch is one of the stream that a fit on the artefact reads, mixed first where ``mix`` says so: labels are
-    those of the mixed images. Progress is kept after every ``every`` batches; labelling that was killed goes on there
-    and ends with the same bytes.
+    Either over ``views`` views of every sample, or over the first ``batches`` batches of the stream that a fit on
+    :class:`~limbeck.data.stored_views.StoredViews` reads, mixed first where ``mixing`` says so: labels are then those
+    of the mixed images. Every ``every`` batches a file is written; labelling that was killed goes on after the last
+    one and ends with the same bytes.
 
     Args:
         name: the stage's folder.
@@ -37,12 +38,16 @@ class Label:
         samples: what is labelled.
         view: the augmentation, a name of :mod:`limbeck.data.views`.
         flip: whether views may mirror.
-        batches: how many batches are labelled: the updates of the fit.
         batch_size: samples a batch.
+        views: of each sample; none where batches of a stream are labelled.
+        batches: how many batches are labelled: the updates of the fit.
         mixing: mixup or cutmix of each batch with one permutation, share and box, or none.
         alpha: of the Beta distribution that the share of an image is drawn from.
-        storage: precision of the stored logits.
-        every: batches between two saves.
+        kept: all logits, the top_k probabilities, or the hard label.
+        k: classes kept by top_k.
+        storage: type of the stored numbers.
+        every: batches between two files.
+        seed: of the views; by default derived from the run's and the stage's name.
         device: where the teacher runs; by default where it is.
 
     Raises:
@@ -57,28 +62,40 @@ class Label:
         *,
         view: str,
         flip: bool,
-        batches: int,
         batch_size: int,
+        views: int = 0,
+        batches: int = 0,
         mixing: Mix = "none",
         alpha: float = 1.0,
-        storage: Literal["float16", "float32"] = "float16",
+        kept: Kept = "dense",
+        k: int = 0,
+        storage: Storage = "float16",
         every: int = 200,
+        seed: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if batches < 1 or every < 1:
-            raise LimbeckError(f"{name}: batches is {batches} and every {every}; both must be at least 1")
+        if every < 1 or batch_size < 1:
+            raise LimbeckError(f"{name}: every is {every} and batch_size {batch_size}; both must be at least 1")
+        if (views < 1) == (batches < 1):
+            raise LimbeckError(f"{name}: views is {views} and batches is {batches}; one of them must be at least 1")
+        if mixing != "none" and views:
+            raise LimbeckError(f"{name}: {mixing} mixes the batches of a stream; give batches in the place of views")
         if mixing != "none" and not alpha > 0:
             raise LimbeckError(f"{name}: alpha of {mixing} is {alpha}; it must be above 0")
         samples.check_view(view)
         self.name, self.teacher, self.samples = name, teacher, samples
-        self.view, self.flip, self.batches, self.batch_size = view, flip, batches, batch_size
-        self.mixing, self.alpha, self.storage, self.every, self.device = mixing, alpha, storage, every, device
+        self.view, self.flip, self.views, self.batch_size = view, flip, views, batch_size
+        self.planned = views * len(samples) if views else batches * batch_size
+        self.batches = batches or -(-self.planned // batch_size)
+        self.mixing, self.alpha, self.kept, self.k, self.storage = mixing, alpha, kept, k, storage
+        self.every, self.seed, self.device = every, seed, device
+        _ = self._schema(0, "").codec  # refuses what cannot be kept
 
     def identity(self, context: Context) -> Mapping[str, Any]:
         """What decides the labels: teacher, samples, view, mixing and seed."""
-        schema = self._schema(derive(context.seed, self.name))
         return {
-            "schema": json.loads(json.dumps(schema.__dict__)),
+            "schema": asdict(self._schema(self._seed(context), module_hash(self.teacher))),
+            "samples": samples_hash(self.samples),
             "batches": self.batches,
             "alpha": self.alpha,
             "source": source_hash(type(self)),
@@ -86,78 +103,91 @@ class Label:
         }
 
     def run(self, folder: Path, context: Context) -> None:
-        """Label batch after batch; ``schema.json`` and then ``result.json`` are written last."""
-        begin = time.perf_counter()
-        schema = self._schema(derive(context.seed, self.name))
-        stream = Stream(
-            self.samples, self.batch_size, schema.seed, views={"image": self.view}, name=schema.stream, flip=self.flip
-        )
-        done, spent = _progress(folder / PROGRESS)
-        store = LabelStore.create(folder / "labels", schema, resume=done > 0)
-        position = torch.full((self.samples.num_samples,), -1)
-        position[self.samples.indices] = torch.arange(len(self.samples))
+        """Label batch after batch; ``result.json`` is written last."""
+        schema = self._schema(self._seed(context), module_hash(self.teacher))
+        writer = StoreWriter(folder, schema, self.samples, self.planned)
+        begin = time.perf_counter() - writer.seconds
+        done = -(-writer.done // self.batch_size)
         with (
             context.reporter.stage(self.name, done, self.batches),
             as_shipped(self.teacher, self.device) as device,
         ):
-            for number in range(done, self.batches):
-                batch = stream.batch(number)
-                rows = batch["epoch"] * len(self.samples) + position[batch["index"]]
-                store.write(rows, self._label(batch["image"], rows, schema.seed, number, device))
-                done = number + 1
-                context.reporter.advance(done, None)
-                if done % self.every == 0 or done == self.batches:
-                    store.flush()
-                    write_json(
-                        folder / PROGRESS, {"batches": done, "seconds": spent + round(time.perf_counter() - begin, 3)}
-                    )
-        write_json(folder / "labels" / SCHEMA, store.description())
+            for number, rows, images in self._read(schema, writer.done):
+                writer.add(rows, self._label(images, rows, schema.seed, number, device))
+                context.reporter.advance(number + 1, None)
+                if (number + 1) % self.every == 0:
+                    writer.flush(time.perf_counter() - begin)
+            writer.flush(time.perf_counter() - begin)
         write_result(
             folder,
             context,
             self.name,
-            metrics={"agreement": self._agreement(store)},
+            metrics={"bytes_a_label": self._row_bytes(schema), **self._agreement(LabelStore.open(folder))},
             updates=0,
-            samples_seen=self.batches * self.batch_size,
-            seconds=spent + time.perf_counter() - begin,
+            samples_seen=self.planned,
+            seconds=writer.seconds,
         )
 
     def load(self, folder: Path) -> StoredViews:
         """The samples as they were labelled, labels memory-mapped."""
-        return StoredViews(self.samples, LabelStore.open(folder / "labels"))
+        return StoredViews(self.samples, LabelStore.open(folder))
 
     def describe(self) -> dict[str, Any]:
         """Sizes, and the time that two batches lead to expect."""
-        stream = Stream(self.samples, self.batch_size, 0, views={"image": self.view}, flip=self.flip)
+        schema = self._schema(0, "")
         with as_shipped(self.teacher, self.device) as device:
             begin = time.perf_counter()
-            for number in range(2):
-                batch = stream.batch(number)
-                self._label(batch["image"], torch.arange(self.batch_size), 0, number, device)
-            seconds = (time.perf_counter() - begin) / 2
-        schema = self._schema(0)
-        size = schema.rows * (len(schema.classes) * (2 if self.storage == "float16" else 4) + 20)
+            for _, (number, rows, images) in zip(range(2), self._read(schema, 0), strict=False):
+                self._label(images, rows, 0, number, device)
+            seconds = (time.perf_counter() - begin) / min(2, self.batches)
+        size = self.planned * self._row_bytes(schema)
         return {"stage": self.name, "batches": self.batches, "bytes": size, "seconds": self.batches * seconds}
 
     def untrained(self) -> StoredViews:
         """The samples with labels that say nothing."""
-        return StoredViews(self.samples, LabelStore.blank(self._schema(0)))
+        return StoredViews(self.samples, LabelStore.blank(self._schema(0, ""), self.samples))
 
-    def _schema(self, seed: int) -> Schema:
+    def _seed(self, context: Context) -> int:
+        return derive(context.seed, self.name) if self.seed is None else self.seed
+
+    def _schema(self, seed: int, teacher: str) -> Schema:
         return Schema(
             classes=self.samples.classes,
             samples=len(self.samples),
-            epochs=-(-self.batches * self.batch_size // len(self.samples)),
+            views=self.views or -(-self.planned // len(self.samples)),
             view=self.view,
             flip=self.flip,
             seed=seed,
-            stream="labels",
-            batch_size=self.batch_size,
-            mix=self.mixing,
+            kept=self.kept,
+            k=self.k,
             storage=self.storage,
-            teacher=module_hash(self.teacher),
-            data=samples_hash(self.samples),
+            mix=self.mixing,
+            ordered=self.views > 0,
+            stream="" if self.views else "labels",
+            batch_size=0 if self.views else self.batch_size,
+            teacher=teacher,
         )
+
+    def _read(self, schema: Schema, done: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Number, rows of the store and unmixed images of each batch from row ``done`` on."""
+        count = len(self.samples)
+        if self.views:
+            for start in range(done, self.planned, self.batch_size):
+                rows = torch.arange(start, min(start + self.batch_size, self.planned))
+                batch = self.samples.fetch(rows % count)
+                views = self.samples.augment(
+                    batch, {"image": self.view}, seed=schema.seed, epochs=rows // count, flip=self.flip
+                )
+                yield start // self.batch_size, rows, views["image"]
+            return
+        place = torch.full((self.samples.num_samples,), -1)
+        place[self.samples.indices] = torch.arange(count)
+        stream = Stream(
+            self.samples, self.batch_size, schema.seed, views={"image": self.view}, name=schema.stream, flip=self.flip
+        )
+        for number in range(done // self.batch_size, self.batches):
+            batch = stream.batch(number)
+            yield number, batch["epoch"] * count + place[batch["index"]], batch["image"]
 
     def _label(self, images: Tensor, rows: Tensor, seed: int, number: int, device: torch.device) -> Rows:
         count = len(images)
@@ -179,21 +209,18 @@ class Label:
             return draw_cutmix(count, size, self.alpha, generator)
         return Draw(torch.arange(count), 1.0)
 
-    def _agreement(self, store: LabelStore) -> float:
-        """How often the teacher's first choice is the label of the sample that has the larger share."""
+    def _agreement(self, store: LabelStore) -> dict[str, float]:
+        """How often the teacher's first choice is the label of the sample of the larger share, where there is one."""
         hits = count = 0
-        for rows in torch.arange(store.schema.rows).split(65_536):
+        for part in torch.arange(store.schema.rows).split(65_536):
+            rows = part[store.has(part)]
             labels = store.read(rows)
-            known = labels.partner >= 0
-            main = torch.where(labels.share >= 0.5, rows, labels.partner)[known] % len(self.samples)
-            hits += int((labels.logits[known].argmax(1) == self.samples.labels[main]).sum())
-            count += int(known.sum())
-        return hits / count
+            main = torch.where(labels.share >= 0.5, rows, labels.partner) % len(self.samples)
+            truth = self.samples.labels[main]
+            hits += int((labels.logits.argmax(1) == truth).sum())
+            count += int((truth >= 0).sum())
+        return {"agreement": hits / count} if count else {}
 
-
-def _progress(path: Path) -> tuple[int, float]:
-    """Batches done and seconds spent; nothing where labelling has not begun."""
-    if not path.is_file():
-        return 0, 0.0
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return int(found["batches"]), float(found["seconds"])
+    @staticmethod
+    def _row_bytes(schema: Schema) -> int:
+        return sum(dtype.itemsize * width for dtype, width in schema.columns.values())

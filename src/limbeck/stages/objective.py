@@ -13,6 +13,7 @@ from limbeck.losses.reduction import Mean
 from limbeck.models.model import Model
 from limbeck.stages.digest import is_plain
 from limbeck.teachers.frozen import Frozen
+from limbeck.teachers.stored import is_stored
 
 if TYPE_CHECKING:
     from limbeck.stages.fit import Engine
@@ -110,8 +111,12 @@ class Objective(nn.Module):
         return Stream(data.train, batch_size, seed, views=data.training_views, flip=data.flip)
 
     def teachers(self) -> dict[str, Frozen]:
-        """Frozen teachers by name; they are measured before training and beside the student at the end."""
-        return {name: child for name, child in self.named_children() if isinstance(child, Frozen)}
+        """Frozen teachers by name; they are measured before training and beside the student at the end.
+
+        Stored labels are not among them: they say nothing of other samples.
+        """
+        frozen = {name: child for name, child in self.named_children() if isinstance(child, Frozen)}
+        return {name: child for name, child in frozen.items() if not is_stored(child)}
 
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
-from limbeck.models.classifier import Classifier, ClassifierOutput
+from limbeck.models.classifier import Classifier
 from limbeck.teachers.frozen import Frozen
 
 
@@ -31,6 +31,49 @@ def prior_weights(priors: Sequence[float], temperature: float) -> list[float]:
         raise LimbeckError(f"priors must be finite numbers, one a model; got {list(priors)}")
     powers = [math.exp((prior - max(priors)) / temperature) for prior in priors]
     return [power / sum(powers) for power in powers]
+
+
+def power_weights(scores: Sequence[float], p: float) -> list[float]:
+    """Weights ``max(e_s, 0)^p / sum_j max(e_j, 0)^p`` (DistillWeighted, arXiv 2304.12314, section 3).
+
+    Args:
+        scores: e, one number a model, the larger the better.
+        p: >= 0. With 0 all weights are equal; with infinity the model with the highest score (of several the first)
+            has all the weight, whatever its sign (DistillNearest).
+
+    Returns:
+        One weight a model, of sum 1; all equal where no score is above 0 and p is finite.
+
+    Raises:
+        LimbeckError: no scores, one that is not finite, or a power below 0.
+    """
+    if not p >= 0:
+        raise LimbeckError(f"p is {p}; it must be a number from 0 on, or infinity")
+    if not scores or not all(math.isfinite(score) for score in scores):
+        raise LimbeckError(f"scores must be finite numbers, one a model; got {list(scores)}")
+    best = max(scores)
+    if math.isinf(p):
+        return [float(place == list(scores).index(best)) for place in range(len(scores))]
+    if best <= 0:
+        return [1 / len(scores)] * len(scores)
+    powers = [(max(score, 0.0) / best) ** p for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+class EnsembleOutput(NamedTuple):
+    """What an ensemble returns, of one pass through its members.
+
+    Attributes:
+        logits: float32 ``[B, C]``, one of the two means, as the ensemble's ``average`` says.
+        features: None, as the members' differ.
+        log_probabilities: float32 ``[B, C]``, log of the mean of the members' softmaxes.
+        mean_logits: float32 ``[B, C]``, mean of the members' logits.
+    """
+
+    logits: Tensor
+    features: None
+    log_probabilities: Tensor
+    mean_logits: Tensor
 
 
 class Ensemble(nn.Module):
@@ -75,14 +118,14 @@ class Ensemble(nn.Module):
         self.average = average
 
     @torch.no_grad()
-    def forward(self, batch: Mapping[str, Tensor] | Tensor) -> ClassifierOutput:
-        """Mean logits, float32 ``[B, C]``; no features, as the members' differ."""
+    def forward(self, batch: Mapping[str, Tensor] | Tensor) -> EnsembleOutput:
+        """Both means of the members' outputs."""
         weighted = [(w, m) for w, m in zip(self.weights, self.members, strict=True) if w > 0]
-        logits = [(weight, member(batch).logits.float()) for weight, member in weighted]
-        if self.average == "logits":
-            return ClassifierOutput(torch.stack([weight * z for weight, z in logits]).sum(dim=0), None)
-        log_probs = [math.log(weight) + torch.log_softmax(z, dim=-1) for weight, z in logits]
-        return ClassifierOutput(torch.logsumexp(torch.stack(log_probs), dim=0), None)
+        outputs = [(weight, member(batch).logits.float()) for weight, member in weighted]
+        logits = torch.stack([weight * z for weight, z in outputs]).sum(dim=0)
+        log_probs = [math.log(weight) + torch.log_softmax(z, dim=-1) for weight, z in outputs]
+        mixture = torch.logsumexp(torch.stack(log_probs), dim=0)
+        return EnsembleOutput(logits if self.average == "logits" else mixture, None, mixture, logits)
 
 
 def _member(models: Sequence[Classifier | Frozen], place: int, classes: tuple[str, ...]) -> Frozen:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.data import views
+from limbeck.data.fingerprint import samples_hash
 from limbeck.data.random import derive, permutation
 from limbeck.data.samples import ImageData, Samples
-from limbeck.data.store import samples_hash
 from limbeck.errors import LimbeckError
 from limbeck.losses.divergence import cross_entropy
 from limbeck.losses.statistics import StatisticsMatching, image_norm, image_variation

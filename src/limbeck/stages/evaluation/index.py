@@ -2,6 +2,7 @@
 
 EVALUATIONS: dict[str, str] = {
     "classification": "limbeck.stages.evaluation.classification",
+    "representation": "limbeck.stages.evaluation.representation",
     "detection": "limbeck.stages.evaluation.detection",
     "segmentation": "limbeck.stages.evaluation.segmentation",
     "similarity": "limbeck.stages.evaluation.similarity",

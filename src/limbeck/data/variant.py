@@ -1,0 +1,88 @@
+"""A data set like another one: some of its classes, its images turned."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.data.load import makes_splits, source_function
+from limbeck.data.pixels import Images
+from limbeck.data.samples import Samples, Source
+from limbeck.errors import LimbeckError, nearest
+
+
+def variant(dataset: str | dict[str, Any] = "digits", classes: list[str] | None = None, turns: int = 0) -> Source:
+    """Some classes of a data set of images, upside down where ``turns`` is 2.
+
+    Args:
+        dataset: the data set, as a data block without splits: the name of a source, or a mapping of name and options.
+        classes: names of the classes that are kept, in the order of the new labels; null keeps all.
+        turns: quarter turns of every image, counter-clockwise.
+
+    Raises:
+        LimbeckError: the data set cannot be opened or makes its own splits, or has no such class.
+    """
+    block = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
+    function = source_function(str(block.pop("name", "")))
+    if makes_splits(function):
+        raise LimbeckError(
+            f"variant: dataset {function.__name__!r} makes its own splits; take one of images with labels"
+        )
+    try:
+        inspect.signature(function).bind(**block)
+    except TypeError as error:
+        raise LimbeckError(f"variant: dataset {function.__name__!r}: {error}; splits are options of variant") from None
+    source = function(**block)
+    assert isinstance(source, Source)
+    chosen = list(source.classes) if classes is None else classes
+    for name in chosen:
+        if name not in source.classes or chosen.count(name) > 1:
+            known = ", ".join(source.classes)
+            fault = "is named twice" if name in source.classes else f"is none of {known}."
+            raise LimbeckError(f"variant: class {name!r} {fault}{nearest(name, source.classes)}")
+    train, test, validation = (
+        None if part is None else _part(part, chosen, turns) for part in (source.train, source.test, source.validation)
+    )
+    assert train is not None
+    assert test is not None
+    return Source(train, test, validation, source.flip)
+
+
+class Turned:
+    """Images turned by multiples of 90 degrees.
+
+    Args:
+        images: the images as they are.
+        turns: how often, counter-clockwise.
+    """
+
+    def __init__(self, images: Images, turns: int) -> None:
+        self.images, self.turns, self.in_memory = images, turns, images.in_memory
+        channels, height, width = images.shape
+        self.shape = (channels, width, height) if turns % 2 else images.shape
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """See :class:`limbeck.data.pixels.Images`."""
+        return self.images.take(rows).rot90(self.turns, (-2, -1)).contiguous()
+
+
+def _part(samples: Samples, classes: list[str], turns: int) -> Samples:
+    numbers = torch.full((len(samples.classes),), -1)
+    for number, name in enumerate(classes):
+        numbers[samples.classes.index(name)] = number
+    labels = numbers[samples.labels]
+    kept = torch.nonzero(labels >= 0)[:, 0]
+    if not len(kept):
+        raise LimbeckError(f"variant: a part of the data set has no sample of {', '.join(classes)}")
+    return Samples(
+        Turned(samples.images, turns) if turns % 4 else samples.images,
+        labels[kept],
+        classes,
+        rows=samples.rows[kept],
+        indices=samples.indices[kept],
+        num_samples=samples.num_samples,
+    )
