@@ -48,6 +48,8 @@ METRICS = {
     "frechet_distance": Metric("Fréchet distance", "decimal", "lower", 2),
     "modes": Metric("Modes hit", "decimal", "higher", 1),
     "calls": Metric("Calls of the network", "decimal", "lower", 0),
+    "knn_accuracy": Metric("Accuracy of nearest neighbours", "percent", "higher", 1),
+    "wrong_labels": Metric("Wrong labels", "percent", "lower", 1),
     "error": Metric("Error", "percent", "lower", 1),
     "spearman": Metric("Spearman correlation", "decimal", "higher", 3),
     "pearson": Metric("Pearson correlation", "decimal", "higher", 3),

@@ -21,6 +21,7 @@ from limbeck.report.sections.generation import generation
 from limbeck.report.sections.language import language
 from limbeck.report.sections.provenance import provenance
 from limbeck.report.sections.pseudo_labels import pseudo_labels
+from limbeck.report.sections.rounds import rounds
 from limbeck.report.sections.scores import scores
 from limbeck.report.sections.segmentation import segmentation
 from limbeck.report.sections.similarity import similarity
@@ -36,6 +37,7 @@ SECTIONS: tuple[Make, ...] = (
     similarity,
     language,
     clients,
+    rounds,
     calibration,
     disagreements,
     generation,

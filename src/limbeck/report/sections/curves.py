@@ -89,8 +89,8 @@ def _charts(lines: Sequence[Line]) -> Iterator[Chart]:
         yield chart(split, name, shown, teacher if split == "validation" else [])
 
 
-def chart(split: str, name: str, lines: Sequence[Line], teacher: Sequence[Line] = ()) -> Chart:
-    """One logged quantity over updates: thin lines for the seeds of an arm, a strong one for their mean."""
+def chart(split: str, name: str, lines: Sequence[Line], teacher: Sequence[Line] = (), over: str = "update") -> Chart:
+    """One quantity over updates (or repeats): thin lines for the seeds of an arm, a strong one for their mean."""
     percent = metric(name).style == "percent"
     scale = 100 if percent else 1
     first = min(line.curve.updates[0] for line in lines)
@@ -120,8 +120,8 @@ def chart(split: str, name: str, lines: Sequence[Line], teacher: Sequence[Line] 
             said.append(f"{arm} ends at {scale * statistics.fmean(end):.4g}{' %' if percent else ''}")
     title = f"{_title(split, name)}{' (%)' if percent else ''}"
     y = figures.axis(nticks=6, tickformat="~g")
-    layout = figures.figure(traces, figures.axis("update", nticks=6, showgrid=False), y, hovermode="x unified")
-    return Chart(title, layout, f"{title} over updates {first} to {last}: {'; '.join(said)}.", height=250)
+    layout = figures.figure(traces, figures.axis(over, nticks=6, showgrid=False), y, hovermode="x unified")
+    return Chart(title, layout, f"{title} over {over}s {first} to {last}: {'; '.join(said)}.", height=250)
 
 
 def _title(split: str, name: str) -> str:
@@ -134,7 +134,7 @@ def _title(split: str, name: str) -> str:
         return "Training loss"
     if name.startswith("loss/"):
         return f"Loss term {name.removeprefix('loss/')}"
-    return f"{label} ({split})" if label == name else label
+    return f"{label} ({split})" if split and label == name else label
 
 
 def _teacher(lines: Sequence[Line], scale: int, first: int, last: int) -> list[dict[str, Any]]:
