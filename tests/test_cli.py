@@ -90,13 +90,15 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("slug", METHODS)
 def test_every_key_of_a_recipe_is_documented(slug: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from limbeck.recipe import read, resolve
+    from limbeck.recipe import block_kinds, method_class, read, resolve
 
     text = said(capsys, "run", slug, "--help")
     assert max(map(len, text.splitlines())) <= 80
+    blocks = block_kinds(method_class(slug))
     for name, value in resolve(read(slug)).items():
-        for key in [f"{name}.{part}" for part in value if part != "name"] if isinstance(value, dict) else [name]:
-            if name != "method" and not (isinstance(value, dict) and "method" in value):
+        block = name in blocks and isinstance(value, dict)
+        for key in [f"{name}.{part}" for part in value if part != "name"] if block else [name]:
+            if name != "method" and not (block and "method" in value):
                 assert f"--{key} " in text, key
     assert "foreach" not in text
 
