@@ -43,5 +43,5 @@ def read_columns(path: Path) -> dict[str, NDArray[Any]]:
             values = column.values.to_numpy(zero_copy_only=True)
             found[name] = values.reshape(len(batch), column.type.list_size)
     except (OSError, ValueError, AttributeError) as error:  # Arrow's own errors are ValueErrors
-        raise LimbeckError(f"{path} cannot be read as columns of numbers ({error}); label again") from None
+        raise LimbeckError(f"{path} cannot be read as columns of numbers ({error}); write it again") from None
     return found
