@@ -166,7 +166,9 @@ class LabelStore:
         for part in [manifest["samples"], *manifest["files"]]:
             file = folder / part["file"]
             if not file.is_file() or sha256(file) != part["sha256"]:
-                raise LimbeckError(f"{file} is missing or was changed since it was written; delete {folder} and label again")
+                raise LimbeckError(
+                    f"{file} is missing or was changed since it was written; delete {folder} and label again"
+                )
         about = read_columns(folder / SAMPLES)
         parts = [read_columns(folder / part["file"]) for part in manifest["files"]]
         version = hashlib.sha256(repr([part["sha256"] for part in manifest["files"]]).encode()).hexdigest()
