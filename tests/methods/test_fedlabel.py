@@ -109,24 +109,32 @@ def _numpy_loss(student: Any, plain: Any, local: Any, received: Any, beta: float
     return total / len(np.asarray(plain))
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.12])
-def test_one_unlabelled_step_is_a_step_on_equation_8(data: ClientData, model: Classifier, beta: float) -> None:
+@pytest.mark.parametrize("some_are_refused", [False, True])
+def test_one_unlabelled_step_is_a_step_on_equation_8(
+    data: ClientData, model: Classifier, some_are_refused: bool
+) -> None:
     """tau = 1 moves the local model; one step of rate eta gives the gradient of the loss back."""
+    beta = 0.0
     rule = work(tau=1, tau_unlabeled=1, beta=beta, lambda_0=2.0)
     start = weights(model)
     double = model.double()
     received = {name: value.clone() for name, value in double.state_dict().items()}
     local = _copy(double)
     labelled = rule.supervised.update(local, data, 1, 0, seed=5)
-    update = rule.update(_copy(double), data, 1, 0, seed=5)
-    assert all(torch.equal(value.double(), received[name]) for name, value in start.items())
-
     unlabeled = data.clients[1].unlabeled
     assert unlabeled is not None
     views = {"image": "none", "augmented": VIEW}
     batch = Stream(unlabeled, 8, derive(5, "unlabeled", 1), views=views).batch(0)
     with torch.no_grad():
         of_local, of_received = local.eval()(batch).logits, double.eval()(batch).logits
+    if some_are_refused:
+        label, _, _, _ = rule.select(of_local, of_received)
+        sure = torch.stack([of_local.softmax(-1), of_received.softmax(-1)]).amax(0).gather(1, label[:, None])
+        beta = float(sure.median())
+        rule = work(tau=1, tau_unlabeled=1, beta=beta, lambda_0=2.0)
+        assert 2 <= rule.select(of_local, of_received)[1].sum() <= 6, "of 8"
+    update = rule.update(_copy(double), data, 1, 0, seed=5)
+    assert all(torch.equal(value.double(), received[name]) for name, value in start.items())
 
     def loss() -> float:
         with torch.no_grad():
