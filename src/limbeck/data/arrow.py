@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.errors import LimbeckError, require
+from limbeck.errors import LimbeckError
 
 
 def write_columns(path: Path, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
@@ -18,7 +18,8 @@ def write_columns(path: Path, columns: Mapping[str, NDArray[Any]], metadata: Map
         columns: by name.
         metadata: of the file's schema.
     """
-    pa = require("pyarrow", "store")
+    import pyarrow as pa  # not above: only stored labels need it
+
     arrays = {}
     for name, column in columns.items():
         flat = pa.array(np.ascontiguousarray(column).reshape(-1))
@@ -35,7 +36,8 @@ def read_columns(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         LimbeckError: not such a file.
     """
-    pa = require("pyarrow", "store")
+    import pyarrow as pa  # not above: only stored labels need it
+
     try:
         (batch,) = pa.ipc.open_stream(pa.memory_map(str(path)))
         found = {}
