@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
 
@@ -18,21 +18,22 @@ def reference(student, teacher, labels, alpha, beta, temperature):
     values = []
     for s, t, y in zip(student, teacher, labels, strict=True):
         q, p = softmax(s / temperature), softmax(t / temperature)
-        tckd = rel_entr([p[y], 1 - p[y]], [q[y], 1 - q[y]]).sum()
         rest_p, rest_q = np.delete(p, y), np.delete(q, y)
+        tckd = rel_entr([p[y], rest_p.sum()], [q[y], rest_q.sum()]).sum()
         values.append(alpha * tckd + beta * rel_entr(rest_p / rest_p.sum(), rest_q / rest_q.sum()).sum())
     return np.array(values)
 
 
 @settings(max_examples=25, deadline=None)
+@example(seed=180, classes=2, temperature=0.5)
 @given(seed=st.integers(0, 999), classes=st.integers(2, 6), temperature=st.sampled_from([0.5, 1.0, 4.0]))
 def test_against_the_definition(seed, classes, temperature):
     student, teacher = pair((5, classes), seed)
     labels = torch.arange(5) % classes
     ours = dkd(student, teacher, labels, alpha=0.7, beta=2.0, temperature=temperature, reduction="none")
     expected = reference(student.numpy(), teacher.numpy(), labels, 0.7, 2.0, temperature)
-    # The reference takes 1 - p, which loses up to 1e-16 / (1 - p).
-    np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-11)
+    # Sums of a few numbers in float64.
+    np.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-11)
 
 
 def test_is_the_forward_kl_with_the_teachers_own_weight():
