@@ -5,19 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.errors import LimbeckError
-from limbeck.labels.joint import aggregate, joint_labels, per_view, split_joint
+from limbeck.labels.joint import aggregate, joint_labels, per_view
 
 
 def test_numbering_of_the_released_code() -> None:
     assert joint_labels(torch.tensor([3]), 4).tolist() == [[12, 13, 14, 15]]
-    assert [int(part) for part in split_joint(torch.tensor(14), 4)] == [3, 2]
 
 
 @given(st.integers(1, 6), st.integers(1, 6))
 def test_labels_and_their_parts(classes: int, views: int) -> None:
     joint = joint_labels(torch.arange(classes), views)
     assert joint.flatten().tolist() == list(range(classes * views))
-    y, j = split_joint(joint, views)
+    y, j = joint // views, joint % views
     assert torch.equal(y, torch.arange(classes)[:, None].expand(-1, views))
     assert torch.equal(j, torch.arange(views).expand(classes, -1))
 

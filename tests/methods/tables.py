@@ -83,6 +83,13 @@ def log_softmax(logits: ArrayLike) -> Floats:
     return found
 
 
+def kl(teacher: Floats, student: Floats, temperature: float = 1.0) -> Floats:
+    """KL(softmax(t / T) || softmax(s / T)) a sample."""
+    log_p, log_q = log_softmax(teacher / temperature), log_softmax(student / temperature)
+    values: Floats = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    return values
+
+
 def onehot(labels: Sequence[int], classes: int) -> Floats:
     rows: Floats = np.eye(classes)[list(labels)]
     return rows

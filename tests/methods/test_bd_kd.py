@@ -21,6 +21,7 @@ from tests.methods.tables import (
     assert_equal,
     batch,
     fit,
+    kl,
     log_softmax,
     onehot,
     small,
@@ -29,7 +30,7 @@ from tests.methods.tables import (
     total,
     value,
 )
-from tests.methods.test_dml import ce, kl
+from tests.methods.test_dml import ce
 
 FEW = settings(max_examples=30, deadline=None)
 LOGITS = arrays(np.float64, (4, 3), elements=st.floats(-20, 20))

@@ -20,6 +20,7 @@ from tests.methods.tables import (
     assert_equal,
     batch,
     fit,
+    kl,
     log_softmax,
     onehot,
     small,
@@ -32,13 +33,6 @@ from tests.methods.tables import (
 FEW = settings(max_examples=30, deadline=None)
 LOGITS = arrays(np.float64, (4, 3), elements=st.floats(-20, 20))
 LABELS = st.lists(st.integers(0, 2), min_size=4, max_size=4)
-
-
-def kl(teacher: Floats, student: Floats, temperature: float = 1.0) -> Floats:
-    """KL(softmax(t / T) || softmax(s / T)) a sample."""
-    log_p, log_q = log_softmax(teacher / temperature), log_softmax(student / temperature)
-    values: Floats = (np.exp(log_p) * (log_p - log_q)).sum(-1)
-    return values
 
 
 def ce(labels: list[int], z: Floats) -> float:

@@ -67,7 +67,9 @@ def calibrated(data: ImageData, stored: Stored, **changes: Any) -> CalibratedReg
         "mixing": "none",
         "mixup_alpha": 0.8,
         "cutmix_alpha": 1.0,
-        "thresholds": [0.05, 0.3, 0.98],
+        "low": 0.05,
+        "middle": 0.3,
+        "top": 0.98,
         "quantiles": False,
         "score": "confidence",
         "epsilon": 0.1,
@@ -153,7 +155,7 @@ def test_regions_are_sorted_by_certainty(data: ImageData, tmp_path: Path) -> Non
     sure = torch.eye(10)[truth[1]].bool()
     probabilities[1] = torch.where(sure, trivial, (1 - trivial) / 9)
     stored = stored_labels(data, tmp_path, probabilities.log())
-    objective = calibrated(data, stored, thresholds=[0.15, 0.3, 0.98])
+    objective = calibrated(data, stored, low=0.15, middle=0.3, top=0.98)
     made = objective.streams(data, 2 * len(truth), 0)
     assert made.chosen is not None
     expected = torch.tensor([False, True, True, True, False]).repeat(len(truth), 1)
@@ -178,7 +180,7 @@ def test_regions_are_sorted_by_certainty(data: ImageData, tmp_path: Path) -> Non
 
 def test_thresholds_as_quantiles(data: ImageData, tmp_path: Path) -> None:
     stored, logits = random_store(data, tmp_path)
-    objective = calibrated(data, stored, thresholds=[0.1, 0.4, 0.9], quantiles=True)
+    objective = calibrated(data, stored, low=0.1, middle=0.4, top=0.9, quantiles=True)
     objective.streams(data, COUNT, 0)
     scores = logits.softmax(2).max(2).values.flatten()
     expected = [float(torch.quantile(scores, q, interpolation="nearest")) for q in (0.1, 0.4, 0.9)]
@@ -190,7 +192,7 @@ def test_thresholds_as_quantiles(data: ImageData, tmp_path: Path) -> None:
 
 def test_score_of_the_true_class(data: ImageData, tmp_path: Path) -> None:
     stored, logits = random_store(data, tmp_path)
-    objective = calibrated(data, stored, score="truth", thresholds=[0.2, 0.2, 1.0])
+    objective = calibrated(data, stored, score="truth", low=0.2, middle=0.2, top=1.0)
     chosen = objective.chosen(data)
     truth = logits.softmax(2).gather(2, data.train.labels[:, None, None].expand(-1, REGIONS, 1))[..., 0]
     expected = truth >= 0.2
@@ -204,7 +206,7 @@ def test_score_of_the_true_class(data: ImageData, tmp_path: Path) -> None:
 def test_without_bands_it_is_fkd(data: ImageData, tmp_path: Path) -> None:
     stored, _ = random_store(data, tmp_path)
     plain = regions(data, stored)
-    same = calibrated(data, stored, thresholds=[0.0, 0.0, 1.0])
+    same = calibrated(data, stored, low=0.0, middle=0.0, top=1.0)
     same.student = copy.deepcopy(plain.student)
     a, b = plain.streams(data, COUNT, 4).batch(1), same.streams(data, COUNT, 4).batch(1)
     assert torch.equal(a["image"], b["image"])
@@ -237,9 +239,8 @@ def test_program_labels_once_and_reads_a_store(data: ImageData, tmp_path: Path, 
     ("cls", "options", "message"),
     [
         (FKD, {"regions": 2, "crops": 3}, "regions is 2 and crops 3"),
-        (FerKD, {"thresholds": [0.3, 0.1, 0.9]}, "must be three numbers that rise"),
-        (FerKD, {"thresholds": [0.1, 0.9]}, "must be three numbers that rise"),
-        (FerKD, {"thresholds": [0.1, 0.5, 1.2], "quantiles": True}, "quantiles lie between 0 and 1"),
+        (FerKD, {"low": 0.4}, r"low is 0\.4, middle 0\.3 and top 0\.98; they must rise"),
+        (FerKD, {"top": 1.2, "quantiles": True}, "quantiles lie between 0 and 1"),
         (FerKD, {"epsilon": 1.5}, r"epsilon is 1\.5"),
     ],
 )

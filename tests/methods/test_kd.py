@@ -22,6 +22,7 @@ from tests.methods.tables import (
     assert_equal,
     batch,
     fit,
+    kl,
     log_softmax,
     onehot,
     small,
@@ -34,13 +35,6 @@ from tests.methods.tables import (
 LOGITS = arrays(np.float64, (4, 3), elements=st.floats(-20, 20))
 LABELS = st.lists(st.integers(0, 2), min_size=4, max_size=4)
 TEMPERATURES = st.floats(0.5, 20)
-
-
-def kl(teacher: Floats, student: Floats, temperature: float) -> Floats:
-    """KL(softmax(t / T) || softmax(s / T)) a sample."""
-    log_p, log_q = log_softmax(teacher / temperature), log_softmax(student / temperature)
-    values: Floats = (np.exp(log_p) * (log_p - log_q)).sum(-1)
-    return values
 
 
 @given(LOGITS, LOGITS, LABELS, st.floats(0, 1), TEMPERATURES)

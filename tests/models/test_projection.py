@@ -113,9 +113,9 @@ def test_projector_runs_no_code_that_a_file_names(digits: ImageData, tmp_path: P
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["arguments"]["encoder"]["name"] = "os.system"
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(LimbeckError, match=r"must be a builder of limbeck, got 'os\.system'"):
+    with pytest.raises(LimbeckError, match=r"is built from a builder of limbeck, not from 'os\.system'"):
         load(tmp_path)
-    with pytest.raises(LimbeckError, match="is for representation"):
+    with pytest.raises(LimbeckError, match="projector is one for representation"):
         build("projector", digits.task, encoder={"name": "projector", "encoder": {"name": "cnn"}, "outputs": 4})
 
 

@@ -57,11 +57,6 @@ class Codec:
         steps = {"low": (np.dtype("float32"), 1), "step": (np.dtype("float32"), 1)}
         return {"logits": (values, self.num_classes), **(steps if self.storage == "uint8" else {})}
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one label."""
-        return sum(dtype.itemsize * width for dtype, width in self.columns.values())
-
     def encode(self, logits: Tensor) -> dict[str, NDArray[Any]]:
         """Columns [B, width] of logits [B, C].
 

@@ -40,15 +40,13 @@ def open_set(
     strangers = other.subset(torch.from_numpy(chosen).sort().values)
     classes = torch.tensor([data.classes.index(name) if name in data.classes else -1 for name in strangers.classes])
     shape = data.train.shape
-    unlabeled = Samples(
-        strangers.images if strangers.shape == shape else Resized(strangers.images, shape),
-        torch.full_like(strangers.labels, -1),
-        data.classes,
-        rows=strangers.rows,
-        indices=strangers.indices,
-        num_samples=strangers.num_samples,
-        hidden_labels=classes[strangers.labels],
-    )
+    changed = {
+        "images": strangers.images if strangers.shape == shape else Resized(strangers.images, shape),
+        "labels": torch.full_like(strangers.labels, -1),
+        "classes": data.classes,
+        "hidden_labels": classes[strangers.labels],
+    }
+    unlabeled = Samples(**strangers.arguments | changed)
     parts = [unlabeled] if data.unlabeled is None else [data.unlabeled, unlabeled]
     return dataclasses.replace(data, unlabeled=concat(parts))
 

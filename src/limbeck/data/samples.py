@@ -171,9 +171,14 @@ class Samples(Records):
         """Whether reading an image costs no decoding."""
         return self.images.in_memory
 
-    def _with(self, **changes: Any) -> "Samples":
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What they are made of, as the constructor takes it."""
         names = ("images", "labels", "classes", "rows", "indices", "num_samples", "hidden_labels", "replay")
-        return Samples(**{name: getattr(self, name) for name in names} | changes)
+        return {name: getattr(self, name) for name in names}
+
+    def _with(self, **changes: Any) -> "Samples":
+        return Samples(**self.arguments | changes)
 
 
 def concat(parts: Sequence[Samples]) -> Samples:

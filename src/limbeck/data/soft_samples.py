@@ -25,16 +25,7 @@ class SoftSamples(Samples):
     """
 
     def __init__(self, samples: Samples, targets: Tensor) -> None:
-        super().__init__(
-            samples.images,
-            samples.labels,
-            samples.classes,
-            rows=samples.rows,
-            indices=samples.indices,
-            num_samples=samples.num_samples,
-            hidden_labels=samples.hidden_labels,
-            replay=samples.replay,
-        )
+        super().__init__(**samples.arguments)
         expected = [len(samples), len(samples.classes)]
         if list(targets.shape) != expected:
             raise LimbeckError(f"targets have shape {list(targets.shape)}, expected {expected} (samples, classes)")

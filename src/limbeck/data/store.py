@@ -95,6 +95,11 @@ class Schema:
             }
         return found if self.ordered else {"row": (np.dtype(np.int64), 1), **found}
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return sum(dtype.itemsize * width for dtype, width in self.columns.values())
+
 
 class Rows(NamedTuple):
     """Some rows of a store.

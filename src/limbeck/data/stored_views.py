@@ -29,15 +29,7 @@ class StoredViews(Samples):
     """
 
     def __init__(self, samples: Samples, store: LabelStore) -> None:
-        super().__init__(
-            samples.images,
-            samples.labels,
-            samples.classes,
-            rows=samples.rows,
-            indices=samples.indices,
-            num_samples=samples.num_samples,
-            hidden_labels=samples.hidden_labels,
-        )
+        super().__init__(**samples.arguments)
         store.check(samples)
         self.store = store
         self.position = torch.full((self.num_samples,), -1).index_copy_(0, self.indices, torch.arange(len(self)))

@@ -78,11 +78,6 @@ def _part(samples: Samples, classes: list[str], turns: int) -> Samples:
     kept = torch.nonzero(labels >= 0)[:, 0]
     if not len(kept):
         raise LimbeckError(f"variant: a part of the data set has no sample of {', '.join(classes)}")
-    return Samples(
-        Turned(samples.images, turns) if turns % 4 else samples.images,
-        labels[kept],
-        classes,
-        rows=samples.rows[kept],
-        indices=samples.indices[kept],
-        num_samples=samples.num_samples,
-    )
+    images = Turned(samples.images, turns) if turns % 4 else samples.images
+    changed = {"images": images, "labels": labels[kept], "classes": classes, "hidden_labels": None}
+    return Samples(**samples.subset(kept).arguments | changed)

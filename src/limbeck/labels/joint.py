@@ -21,11 +21,6 @@ def joint_labels(labels: Int[Tensor, "*batch"], num_views: int) -> Int[Tensor, "
     return labels.unsqueeze(-1) * num_views + torch.arange(num_views, device=labels.device)
 
 
-def split_joint(labels: Int[Tensor, "*batch"], num_views: int) -> tuple[Int[Tensor, "*batch"], Int[Tensor, "*batch"]]:
-    """Class and transformation of joint labels: ``(k // M, k mod M)``."""
-    return labels // num_views, labels % num_views
-
-
 def per_view(logits: Float[Tensor, "*batch views joint"]) -> Float[Tensor, "*batch views classes"]:
     """From every view the logits of its own joint labels: ``s_(i, j)(t_j(x))``, [*batch, M, N].
 

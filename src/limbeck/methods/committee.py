@@ -1,7 +1,7 @@
 """A committee: several networks, each named by a model block, that are trained first where they are not yet."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
@@ -39,13 +39,17 @@ def squeeze(committee: Sequence[Mapping[str, Any]], data: ImageData, settings: F
     Raises:
         LimbeckError: a saved network lacks a class of the data.
     """
-    networks = [cast("Classifier", build(**block, task=data.task)) for block in committee]
-    for number, network in enumerate(networks):
+    networks: list[Classifier] = []
+    for number, block in enumerate(committee):
+        network = build(**block, task=data.task)
+        if not isinstance(network, Classifier):
+            raise LimbeckError(f"committee[{number}] is a {type(network).__name__}; it must be a classifier of images")
         missing = [name for name in data.classes if name not in network.classes]
         if missing:
             raise LimbeckError(
                 f"committee[{number}] does not know the classes {missing}: it has {list(network.classes)}"
             )
+        networks.append(network)
     for number, (block, network) in enumerate(zip(committee, networks, strict=True)):
         if not _comes_trained(block, network):
             networks[number] = yield Fit(f"squeeze-{number}", Supervised(network), data, settings)

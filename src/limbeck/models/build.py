@@ -52,6 +52,30 @@ def build(name: str, task: Any, **arguments: Any) -> "Model":
     return model
 
 
+def build_inner(block: Mapping[str, Any], task: "ImageTask", outer: str) -> "Classifier":
+    """The network that the arguments of another builder name, as {name: cnn, width: 16}.
+
+    Args:
+        block: may come from a saved model's config.json: code that a file names is not run, nor another file read.
+        task: what it is for.
+        outer: the builder that it is for, for messages.
+
+    Raises:
+        LimbeckError: it is not one of limbeck's builders, or makes no classifier.
+    """
+    from limbeck.models.classifier import Classifier
+    from limbeck.models.folder import READERS
+
+    arguments = dict(block)
+    name = arguments.pop("name", None)
+    if name not in BUILDERS or name in READERS:
+        raise LimbeckError(f"model {outer!r} is built from a builder of limbeck, not from {name!r}")
+    network = build(name, task, **arguments)
+    if not isinstance(network, Classifier):
+        raise LimbeckError(f"model {outer!r} needs a classifier of images, and {name} is one for {network.task}")
+    return network
+
+
 def find(name: str) -> Callable[..., Any]:
     """Import the builder or class that ``name`` means, as of :func:`build`.
 

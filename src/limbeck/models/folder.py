@@ -26,8 +26,8 @@ CONFIG = "config.json"
 FORMAT_VERSION = 1
 HUB = "hf://"
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-READERS = ("folder", "hub")
-"""Builders that read another saved model: a saved model is never one of them."""
+READERS = ("folder", "hub", "store")
+"""Builders that read what was saved: a saved model is never one of them."""
 
 
 def save(model: Model, folder: str | Path) -> Path:

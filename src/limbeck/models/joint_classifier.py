@@ -8,11 +8,9 @@ from torch import Tensor
 from limbeck.data.transformations import transform, transformations
 from limbeck.errors import LimbeckError
 from limbeck.labels.joint import aggregate as aggregated
-from limbeck.models.build import build
+from limbeck.models.build import build_inner
 from limbeck.models.classifier import Classifier, ClassifierOutput, ImageTask, images_of
-from limbeck.models.folder import READERS
 from limbeck.models.heads import replace_head
-from limbeck.models.index import BUILDERS
 
 
 class JointClassifier(Classifier):
@@ -119,14 +117,4 @@ def joint_classifier(
     Raises:
         LimbeckError: the model is not one of limbeck's builders, or is not a classifier with a known head.
     """
-    block = dict(model)
-    name = block.pop("name", None)
-    # Also reached from a saved model's config.json: code that a file names is not run.
-    if name not in BUILDERS or name in READERS:
-        raise LimbeckError(f"model 'joint_classifier' is built from a builder of limbeck, not from {name!r}")
-    network = build(name, task, **block)
-    if not isinstance(network, Classifier):
-        raise LimbeckError(
-            f"model 'joint_classifier' needs a classifier of images, and {name} is one for {network.task}"
-        )
-    return with_joint_head(network, transformation, aggregate)
+    return with_joint_head(build_inner(model, task, "joint_classifier"), transformation, aggregate)

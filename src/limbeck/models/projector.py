@@ -5,12 +5,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from limbeck.errors import LimbeckError
-from limbeck.models.build import build
+from limbeck.models.build import build_inner
 from limbeck.models.classifier import Classifier, ClassifierOutput, ImageTask
-from limbeck.models.folder import READERS
 from limbeck.models.heads import ProjectionHead, num_features
-from limbeck.models.index import BUILDERS
 from limbeck.models.model import Model
 
 
@@ -81,16 +78,8 @@ def projector(
     Raises:
         LimbeckError: the encoder is not one of limbeck's builders, or no classifier with a known head.
     """
-    block = dict(encoder)
-    name = block.pop("name", None)
-    # A saved model's config.json comes here too: code that a file names is not run.
-    if name not in BUILDERS or name in READERS:
-        raise LimbeckError(f"the encoder of a projector must be a builder of limbeck, got {name!r}")
-    network = build(name, task, **block)
-    if not isinstance(network, Classifier):
-        raise LimbeckError(f"the encoder of a projector must be a classifier of images; {name} is for {network.task}")
     return project(
-        network,
+        build_inner(encoder, task, "projector"),
         task,
         outputs=outputs,
         hidden=hidden,

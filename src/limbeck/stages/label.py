@@ -122,7 +122,7 @@ class Label:
             folder,
             context,
             self.name,
-            metrics={"bytes_a_label": self._row_bytes(schema), **self._agreement(LabelStore.open(folder))},
+            metrics={"bytes_a_label": schema.row_bytes, **self._agreement(LabelStore.open(folder))},
             updates=0,
             samples_seen=self.planned,
             seconds=writer.seconds,
@@ -140,7 +140,7 @@ class Label:
             for _, (number, rows, images) in zip(range(2), self._read(schema, 0), strict=False):
                 self._label(images, rows, 0, number, device)
             seconds = (time.perf_counter() - begin) / min(2, self.batches)
-        size = self.planned * self._row_bytes(schema)
+        size = self.planned * schema.row_bytes
         return {"stage": self.name, "batches": self.batches, "bytes": size, "seconds": self.batches * seconds}
 
     def untrained(self) -> StoredViews:
@@ -220,7 +220,3 @@ class Label:
             hits += int((labels.logits.argmax(1) == truth).sum())
             count += int((truth >= 0).sum())
         return {"agreement": hits / count} if count else {}
-
-    @staticmethod
-    def _row_bytes(schema: Schema) -> int:
-        return sum(dtype.itemsize * width for dtype, width in schema.columns.values())

@@ -1,6 +1,6 @@
 """Distillation from stored labels of regions, each mended by how sure the teacher was."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,19 +29,18 @@ class CalibratedRegions(StoredRegions):
         self,
         student: Classifier,
         stored: Stored,
-        crops: int,
-        temperature: float,
-        mixing: Mixing,
-        mixup_alpha: float,
-        cutmix_alpha: float,
-        thresholds: list[float],
+        low: float,
+        middle: float,
+        top: float,
         quantiles: bool,
         score: str,
         epsilon: float,
+        **training: Any,
     ) -> None:
-        super().__init__(student, stored, crops, temperature, mixing, mixup_alpha, cutmix_alpha)
-        self.thresholds, self.quantiles, self.score, self.epsilon = thresholds, quantiles, score, epsilon
-        self.limits, self.shares = list(thresholds), dict.fromkeys(("discarded", "softened", "kept"), 0.0)
+        super().__init__(student, stored, **training)
+        self.thresholds, self.quantiles, self.score, self.epsilon = (low, middle, top), quantiles, score, epsilon
+        self.limits, self.shares = self.thresholds, dict.fromkeys(("discarded", "softened", "kept"), 0.0)
+        self._chosen: Tensor | None = None
 
     def scores(self, probabilities: Tensor, truth: Tensor) -> Tensor:
         """How sure the teacher was of each region, [B]."""
@@ -51,6 +50,11 @@ class CalibratedRegions(StoredRegions):
 
     def chosen(self, data: ImageData) -> Tensor:
         """The regions that are not discarded; of an image without any the surest one."""
+        if self._chosen is None:
+            self._chosen = self._sort(data)
+        return self._chosen
+
+    def _sort(self, data: ImageData) -> Tensor:
         store, samples = self.stored.store, data.train
         parts = []
         for rows in torch.arange(len(samples) * store.schema.views).split(ROWS):
@@ -60,7 +64,8 @@ class CalibratedRegions(StoredRegions):
         scores = torch.cat(parts)
         if self.quantiles:
             ordered = scores.sort().values
-            self.limits = [float(ordered[round(share * (len(ordered) - 1))]) for share in self.thresholds]
+            low, middle, top = (float(ordered[round(share * (len(ordered) - 1))]) for share in self.thresholds)
+            self.limits = low, middle, top
         bands = certainty_bands(scores, *self.limits)
         names = {"discarded": DISCARD, "softened": SOFTEN, "kept": KEEP}
         self.shares = {name: float((bands == band).float().mean()) for name, band in names.items()}
@@ -113,8 +118,10 @@ class FerKD:
         mixing: none, batch or self.
         mixup_alpha: of the Beta distribution of mixup.
         cutmix_alpha: of the Beta distribution of CutMix.
-        thresholds: T_L, T_M and T_T.
-        quantiles: take the thresholds as quantiles of the scores in the store.
+        low: T_L.
+        middle: T_M.
+        top: T_T.
+        quantiles: take the three as quantiles of the scores in the store.
         score: c is the largest probability (confidence) or that of the true class (truth).
         epsilon: of the softened labels.
     """
@@ -135,38 +142,35 @@ class FerKD:
         mixing: Mixing = "self",
         mixup_alpha: float = 0.8,
         cutmix_alpha: float = 1.0,
-        thresholds: list[float] = [0.05, 0.3, 0.98],  # noqa: B006  read only
+        low: float = 0.05,
+        middle: float = 0.3,
+        top: float = 0.98,
         quantiles: bool = False,
         score: Literal["confidence", "truth"] = "confidence",
         epsilon: float = 0.1,
     ) -> None:
-        if len(thresholds) != 3 or sorted(thresholds) != thresholds:
-            raise LimbeckError(f"thresholds is {thresholds}; it must be three numbers that rise: T_L, T_M, T_T")
-        if quantiles and not 0 <= thresholds[0] <= thresholds[2] <= 1:
-            raise LimbeckError(f"thresholds is {thresholds}; quantiles lie between 0 and 1")
+        if not low <= middle <= top:
+            raise LimbeckError(f"low is {low}, middle {middle} and top {top}; they must rise")
+        if quantiles and not 0 <= low <= top <= 1:
+            raise LimbeckError(f"low is {low} and top {top}; quantiles lie between 0 and 1")
         if not 0 <= epsilon <= 1:
             raise LimbeckError(f"epsilon is {epsilon}; it must lie between 0 and 1")
         self.base = FKD(
-            student,
-            teacher,
-            data,
-            fit,
-            regions,
-            crops,
-            kept,
-            top_k,
-            tail,
-            storage,
-            temperature,
-            mixing,
-            mixup_alpha,
-            cutmix_alpha,
+            *(student, teacher, data, fit, regions, crops, kept, top_k, tail, storage),
+            *(temperature, mixing, mixup_alpha, cutmix_alpha),
         )
-        self.calibration = (thresholds, quantiles, score, epsilon)
+        self.calibration: dict[str, Any] = {
+            "low": low,
+            "middle": middle,
+            "top": top,
+            "quantiles": quantiles,
+            "score": score,
+            "epsilon": epsilon,
+        }
 
     def program(self) -> Program:
         """Label the regions, then train from the mended labels."""
         base = self.base
         stored = yield from base.label()
-        objective = CalibratedRegions(base.student, stored, *base.training, *self.calibration)
+        objective = CalibratedRegions(base.student, stored, **self.calibration, **base.training)
         return (yield Fit("fit", objective, base.data, base.fit))

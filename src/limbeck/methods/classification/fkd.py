@@ -1,6 +1,6 @@
 """Fast knowledge distillation."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -87,8 +87,7 @@ class StoredRegions(Objective):
 
     def summary(self) -> dict[str, float]:
         """What the labels take on the disk."""
-        columns = self.stored.store.schema.columns
-        return {"bytes_a_label": float(sum(dtype.itemsize * width for dtype, width in columns.values()))}
+        return {"bytes_a_label": float(self.stored.store.schema.row_bytes)}
 
 
 class FKD:
@@ -146,12 +145,18 @@ class FKD:
             raise LimbeckError(f"regions is {regions} and crops {crops}; a batch takes 1 to all regions of an image")
         self.student, self.teacher, self.data, self.fit = student, teacher, data, fit
         self.regions, self.kept, self.top_k, self.tail, self.storage = regions, kept, top_k, tail, storage
-        self.training = (crops, temperature, mixing, mixup_alpha, cutmix_alpha)
+        self.training: dict[str, Any] = {
+            "crops": crops,
+            "temperature": temperature,
+            "mixing": mixing,
+            "mixup_alpha": mixup_alpha,
+            "cutmix_alpha": cutmix_alpha,
+        }
 
     def program(self) -> Program:
         """Label the regions, then train from the labels."""
         stored = yield from self.label()
-        return (yield Fit("fit", StoredRegions(self.student, stored, *self.training), self.data, self.fit))
+        return (yield Fit("fit", StoredRegions(self.student, stored, **self.training), self.data, self.fit))
 
     def label(self) -> Program:
         """The teacher's labels of every region, as :class:`Stored`."""
