@@ -163,7 +163,16 @@ class Samples(Records):
         return self.relabel(torch.full_like(self.labels, -1))
 
     def replayed(self, replay: Replay) -> "Samples":
-        """The same samples, in views that are made again."""
+        """The same samples, in views that are made again.
+
+        Raises:
+            LimbeckError: they come in other views that were labelled already.
+        """
+        if self.replay not in (None, replay):
+            raise LimbeckError(
+                f"stores of labels that teach together hold the same views, and these have {self.replay} and {replay}: "
+                "label with the same seed and views"
+            )
         return self._with(replay=replay)
 
     @property

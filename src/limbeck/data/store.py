@@ -252,6 +252,24 @@ class LabelStore:
                 f"labelled ({int(wrong.sum())} of {len(every)} differ): it was made from other data, or files changed"
             )
 
+    def check_like(self, other: "LabelStore") -> None:
+        """That this store is of the same views of the same samples as another, in the same order.
+
+        Raises:
+            LimbeckError: naming what differs.
+        """
+        names = ("classes", "samples", "view", "flip", "views", "seed")
+        differing = [name for name in names if getattr(self.schema, name) != getattr(other.schema, name)]
+        if not differing and not (
+            np.array_equal(self._indices, other._indices) and np.array_equal(self._pixels, other._pixels)
+        ):
+            differing = ["images"]
+        if differing:
+            raise LimbeckError(
+                f"{self.name} and {other.name} differ in {', '.join(differing)}; stores that teach together hold "
+                "labels of the same views: label with the same data, views and seed"
+            )
+
     def _take(self, at: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The columns at some places of all files together."""
         names = [name for name in self.schema.columns if name != "row"]

@@ -12,6 +12,7 @@ from limbeck.models.folder import READERS
 from limbeck.stages.fit import Fit
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Program
+from limbeck.teachers.stored import Stored
 
 
 def check_committee(committee: Sequence[Mapping[str, Any]]) -> None:
@@ -31,7 +32,8 @@ def squeeze(committee: Sequence[Mapping[str, Any]], data: ImageData, settings: F
     """Train the networks on the labelled data, one stage each, except for those that come trained.
 
     Trained are saved ones (name: folder or hub) and those of timm with ``pretrained`` whose weights have as many
-    classes as the data; with another number of classes their head is new, and they are trained on.
+    classes as the data; with another number of classes their head is new, and they are trained on. A store of labels
+    (name: store) stays what it is.
 
     Returns:
         The networks, in order.
@@ -39,10 +41,10 @@ def squeeze(committee: Sequence[Mapping[str, Any]], data: ImageData, settings: F
     Raises:
         LimbeckError: a saved network lacks a class of the data.
     """
-    networks: list[Classifier] = []
+    networks: list[Classifier | Stored] = []
     for number, block in enumerate(committee):
         network = build(**block, task=data.task)
-        if not isinstance(network, Classifier):
+        if not isinstance(network, Classifier | Stored):
             raise LimbeckError(f"committee[{number}] is a {type(network).__name__}; it must be a classifier of images")
         missing = [name for name in data.classes if name not in network.classes]
         if missing:
@@ -51,7 +53,7 @@ def squeeze(committee: Sequence[Mapping[str, Any]], data: ImageData, settings: F
             )
         networks.append(network)
     for number, (block, network) in enumerate(zip(committee, networks, strict=True)):
-        if not _comes_trained(block, network):
+        if isinstance(network, Classifier) and not _comes_trained(block, network):
             networks[number] = yield Fit(f"squeeze-{number}", Supervised(network), data, settings)
     return networks
 

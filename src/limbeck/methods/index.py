@@ -132,6 +132,7 @@ METHODS: dict[str, Method] = {
             2020,
             "paper",
             "limbeck.methods.classification.meal_v2:MEALV2",
+            teacher="logits",
         ),
         Method(
             "ssld",
@@ -141,6 +142,7 @@ METHODS: dict[str, Method] = {
             2021,
             "paper",
             "limbeck.methods.classification.ssld:SSLD",
+            teacher="logits",
         ),
         Method(
             "fkd",

@@ -1,7 +1,8 @@
 """Stored labels in the place of a teacher."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,23 +26,30 @@ class Stored(Model):
     nobody else.
 
     Args:
-        store: the labels, unmixed.
+        stores: the labels, unmixed. Of several, which have to be of the same views of the same samples, the answer is
+            the log of the mean probability.
+
+    Attributes:
+        store: the first of them: samples, views and order are its own.
 
     Raises:
-        LimbeckError: labels of mixed samples, or not one for every view.
+        LimbeckError: labels of mixed samples, or not one for every view; stores of different views or samples.
     """
 
     task: ClassVar[str] = "classification"
 
-    def __init__(self, store: LabelStore) -> None:
+    def __init__(self, *stores: LabelStore) -> None:
         super().__init__(None)
-        if store.schema.mix != "none" or not store.schema.ordered:
-            raise LimbeckError(
-                f"{store.name} holds labels of the batches of one training, mixed as there; make one with limbeck label"
-            )
-        self.store = store
-        self.classes = store.schema.classes
-        self.version = store.version  # what it is made of: a fit on other labels is another fit
+        for store in stores:
+            if store.schema.mix != "none" or not store.schema.ordered:
+                raise LimbeckError(
+                    f"{store.name} holds labels of the batches of one training, mixed as there; make one with limbeck "
+                    "label"
+                )
+            store.check_like(stores[0])
+        self.stores, self.store = stores, stores[0]
+        self.classes = self.store.schema.classes
+        self.version = [store.version for store in stores]  # a fit on other labels is another fit
 
     def forward(self, batch: Mapping[str, Tensor]) -> ClassifierOutput:
         """Logits [B, C] of the samples of a batch, each in the view of its epoch.
@@ -53,9 +61,16 @@ class Stored(Model):
             raise LimbeckError(f"{self.store.name} knows the samples and views it was made from, no other images")
         index, epoch = batch["index"].cpu(), batch["epoch"].cpu()
         rows = self.store.rows(index, epoch % self.store.schema.views)
-        return ClassifierOutput(self.store.read(rows).logits.to(batch["index"].device), None)
+        return ClassifierOutput(self.read(rows).to(batch["index"].device), None)
 
-    def replay(self, data: Data) -> Data:
+    def read(self, rows: Tensor) -> Tensor:
+        """Logits [B, C] of some rows of the stores, int64 [B]."""
+        found = [store.read(rows).logits for store in self.stores]
+        if len(found) == 1:
+            return found[0]
+        return torch.stack([logits.log_softmax(-1) for logits in found]).logsumexp(0) - math.log(len(found))
+
+    def replay(self, data: Data) -> ImageData:
         """Data whose training samples come in the views that were labelled; unlabelled ones too, if they were.
 
         Raises:
@@ -79,18 +94,33 @@ class Stored(Model):
         return dataclasses.replace(data, **replayed)
 
 
-def store(task: Any, *, folder: str, tail: Tail = "smooth") -> Stored:
+def store(task: Any, *, folder: str | list[str], tail: Tail = "smooth") -> Stored:
     """A store of labels as the teacher of a recipe: ``teacher: {name: store, folder: STORE}``.
 
     Args:
         task: what the data are; its classes are matched by name.
-        folder: what ``limbeck label`` wrote.
+        folder: what ``limbeck label`` wrote; of several folders (an ensemble that labelled the same views) the mean.
         tail: what becomes of the probability outside the top k: spread over the other classes, or renormalize.
 
     Raises:
-        LimbeckError: no such store, an unfinished one, or files that were changed.
+        LimbeckError: no such store, an unfinished one, or files that were changed; stores that do not belong together.
     """
-    return Stored(LabelStore.open(Path(folder), tail=tail))
+    folders: Sequence[str] = [folder] if isinstance(folder, str) else folder
+    if not folders:
+        raise LimbeckError("folder names no store; give at least one that limbeck label wrote")
+    return Stored(*(LabelStore.open(Path(name), tail=tail) for name in folders))
+
+
+def replay(teachers: Sequence[torch.nn.Module], data: ImageData) -> ImageData:
+    """Data in the views that the stored ones among the teachers know, which have to be the same.
+
+    Raises:
+        LimbeckError: as of :meth:`Stored.replay`.
+    """
+    for teacher in teachers:
+        if isinstance(teacher, Stored):
+            data = teacher.replay(data)
+    return data
 
 
 def is_stored(teacher: torch.nn.Module) -> bool:

@@ -55,12 +55,12 @@ class CalibratedRegions(StoredRegions):
         return self._chosen
 
     def _sort(self, data: ImageData) -> Tensor:
-        store, samples = self.stored.store, data.train
+        samples = data.train
         parts = []
-        for rows in torch.arange(len(samples) * store.schema.views).split(ROWS):
+        for rows in torch.arange(len(samples) * self.stored.store.schema.views).split(ROWS):
             at = rows % len(samples)
-            probabilities = store.read(store.rows(samples.indices[at], rows // len(samples))).logits.softmax(-1)
-            parts.append(self.scores(probabilities, samples.labels[at]))
+            logits = self.stored({"index": samples.indices[at], "epoch": rows // len(samples)}).logits
+            parts.append(self.scores(logits.softmax(-1), samples.labels[at]))
         scores = torch.cat(parts)
         if self.quantiles:
             ordered = scores.sort().values

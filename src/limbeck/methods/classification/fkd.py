@@ -87,7 +87,7 @@ class StoredRegions(Objective):
 
     def summary(self) -> dict[str, float]:
         """What the labels take on the disk."""
-        return {"bytes_a_label": float(self.stored.store.schema.row_bytes)}
+        return {"bytes_a_label": float(sum(store.schema.row_bytes for store in self.stored.stores))}
 
 
 class FKD:
@@ -109,7 +109,7 @@ class FKD:
 
     Args:
         student: the model to train.
-        teacher: labels the regions; a store of labels of the training view, from ``limbeck label``, will do.
+        teacher: labels the regions; or stores of labels of the training view, from ``limbeck label``.
         data: what both see; ``data.view`` is the region (paper: ``crop@0.08-0.936``), a view counts as a sample.
         fit: how the student is trained (paper: SGD 0.1 for batches of 512, weight decay 1e-4, cosine, 300 epochs).
         regions: of each image that are labelled (R); with a store it has its own number.

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
+from limbeck.labels.mix import cutmix
 from limbeck.labels.mix_rows import cutmix_images
+from limbeck.labels.types import Labels
 from limbeck.losses.adversarial import reverse_gradient, student_teacher_discriminator
 from limbeck.losses.divergence import soft_cross_entropy
 from limbeck.methods.committee import check_committee, squeeze
@@ -21,6 +23,7 @@ from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Program
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.frozen import Frozen
+from limbeck.teachers.stored import is_stored, replay
 
 Mode = Literal["cooperative", "adversarial", "off"]
 Combine = Literal["mean", "random"]
@@ -31,7 +34,7 @@ class EnsembleDistillation(Objective):
 
     Args:
         student: starts from weights of its own.
-        teachers: M frozen networks of the student's classes.
+        teachers: M frozen networks of the student's classes, or stored labels of such ones.
         mode: see MEALV2.
         K: see MEALV2.
         final_relu: see MEALV2.
@@ -56,16 +59,20 @@ class EnsembleDistillation(Objective):
         super().__init__()
         self.student = student
         self.teacher = Frozen(Ensemble(teachers), classes=student.classes)
-        self.discriminator: nn.Module | None = None
-        if mode != "off":
-            self.discriminator = logits_discriminator(len(student.classes), K, final_relu)
+        self.stored = is_stored(self.teacher)
+        self.discriminator = None if mode == "off" else logits_discriminator(len(student.classes), K, final_relu)
         self.mode, self.discriminator_lr, self.combine = mode, discriminator_lr, combine
         self.cutmix_prob, self.cutmix_beta = cutmix_prob, cutmix_beta
 
     def teachers(self) -> dict[str, Frozen]:
-        """The ensemble, ``teacher``, and each of its members."""
-        members = self.teacher.model.get_submodule("members").children()
-        return {"teacher": self.teacher} | {f"teacher-{n}": m for n, m in enumerate(members) if isinstance(m, Frozen)}
+        """The ensemble, ``teacher``, and each of its members; stored ones say nothing of other samples."""
+        named = {"teacher": self.teacher} | {f"teacher-{number}": member for number, member in enumerate(self.members)}
+        return {name: teacher for name, teacher in named.items() if not is_stored(teacher)}
+
+    @property
+    def members(self) -> list[Frozen]:
+        """The teachers, one by one."""
+        return [m for m in self.teacher.model.get_submodule("members").children() if isinstance(m, Frozen)]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:  # type: ignore[override]  # a list is iterable
         """The student, and the discriminator, whose learning rate is its own."""
@@ -86,26 +93,31 @@ class EnsembleDistillation(Objective):
 
     def terms(self, batch: Batch) -> Terms:
         """Soft cross-entropy, and how well the discriminator tells student from teacher."""
-        images = batch["image"]
-        if self.cutmix_prob and float(torch.rand(())) < self.cutmix_prob:
+        images, classes = batch["image"], len(self.student.classes)
+        mixed = self.cutmix_prob > 0 and float(torch.rand(())) < self.cutmix_prob
+        if mixed and not self.stored:
             images = cutmix_images(images, self.cutmix_beta, torch.default_generator)
-        probabilities, teacher_logits = self.label(images)
+        probabilities, teacher_logits = self.label({**batch, "image": images})
+        if mixed and self.stored:
+            images, labels = cutmix(images, Labels(probabilities), classes, self.cutmix_beta, torch.default_generator)
+            probabilities = labels.probabilities(classes)
 
         logits = self.student(images).logits
         terms: Terms = {"similarity": soft_cross_entropy(logits, probabilities)}
         if self.discriminator is not None:
             seen = reverse_gradient(logits) if self.mode == "adversarial" else logits
+            if self.stored:
+                seen, teacher_logits = seen.softmax(dim=-1), teacher_logits.softmax(dim=-1)
             of_student, of_teacher = self.discriminator(torch.cat([seen, teacher_logits.to(seen)])).chunk(2)
             terms["discriminator"] = student_teacher_discriminator(of_student, of_teacher)
         return terms
 
-    def label(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def label(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """p_T and z_T, [B, C] each, of all teachers or of one that is drawn for the batch."""
         if self.combine == "random":
-            _, *members = self.teachers().values()
-            logits: Tensor = members[int(torch.randint(len(members), ()))](images).logits.float()
+            logits: Tensor = self.members[int(torch.randint(len(self.members), ()))](batch).logits.float()
             return logits.softmax(dim=-1), logits
-        output = self.teacher(images)
+        output = self.teacher(batch)
         return output.log_probabilities.exp(), output.mean_logits
 
 
@@ -126,14 +138,16 @@ class MEALV2:
 
     Differs from the released code: the discriminator's learning rate is ``discriminator_lr`` throughout (there the
     student's overwrites it in every epoch, which ``null`` repeats; that it does not follow the schedule is a choice).
-    With fewer than K^2 classes the hidden layers of D have at least one unit. Teachers trained here and a student
+    Stored labels in a committee are probabilities to D, as in the released training from FKD's files: it then sees the
+    softmax of both sides; CutMix mixes the stored labels by area (there both losses). With fewer than K^2 classes the
+    hidden layers of D have at least one unit. Teachers trained here and a student
     trained on the hard labels first stand for the pretrained networks of the paper.
 
     Args:
         data: the images; their labels are used by ``start`` and ``squeeze`` only.
         start: the student with its own weights: a pretrained or saved network, or a method that trains one.
         committee: the teachers, each a model block such as {name: cnn, width: 32}; trained first (``squeeze``), except
-            for saved and pretrained ones.
+            for saved and pretrained ones, and stores of labels ({name: store, folder: STORE}).
         squeeze: how teachers are trained on the hard labels.
         fit: of the distillation (paper: SGD 0.01, momentum 0.9, no weight decay, batches of 512, 180 epochs, a tenth of
             the rate from epoch 101).
@@ -168,26 +182,19 @@ class MEALV2:
         if discriminator_lr is not None and not discriminator_lr >= 0:
             raise LimbeckError(f"discriminator_lr is {discriminator_lr}; it must be at least 0, or null")
         if not 0 <= cutmix_prob <= 1 or not cutmix_beta > 0:
-            raise LimbeckError(
-                f"cutmix_prob is {cutmix_prob} and cutmix_beta {cutmix_beta}; they must be in [0, 1] and above 0"
-            )
+            raise LimbeckError(f"cutmix_prob is {cutmix_prob}, cutmix_beta {cutmix_beta}; must be in [0, 1], above 0")
         self.data, self.start, self.committee, self.squeeze, self.fit = data, start, committee, squeeze, fit
-        self.options: dict[str, Any] = {
-            "mode": mode,
-            "K": K,
-            "final_relu": final_relu,
-            "discriminator_lr": discriminator_lr,
-            "combine": combine,
-            "cutmix_prob": cutmix_prob,
-            "cutmix_beta": cutmix_beta,
-        }
+        judging = {"mode": mode, "K": K, "final_relu": final_relu, "discriminator_lr": discriminator_lr}
+        self.options: dict[str, Any] = {**judging, "combine": combine}
+        self.options |= {"cutmix_prob": cutmix_prob, "cutmix_beta": cutmix_beta}
 
     def program(self) -> Program:
         """Train the teachers and the student on hard labels where they are not yet, then distil without labels."""
         networks = yield from squeeze(self.committee, self.data, self.squeeze)
+        data = replay(networks, self.data)
         student = yield from self.start.program()
-        if not isinstance(student, Classifier) or student.classes != self.data.classes:
-            raise LimbeckError(f"meal-v2 starts from a classifier of the classes {list(self.data.classes)}")
+        if not isinstance(student, Classifier) or student.classes != data.classes:
+            raise LimbeckError(f"meal-v2 starts from a classifier of the classes {list(data.classes)}")
         teachers = [Frozen(network, classes=student.classes) for network in networks]
         objective = EnsembleDistillation(student.requires_grad_(), teachers, **self.options)
-        return (yield Fit("fit", objective, self.data, self.fit))
+        return (yield Fit("fit", objective, data, self.fit))

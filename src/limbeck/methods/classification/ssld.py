@@ -24,6 +24,7 @@ from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Program
 from limbeck.teachers.batch_statistics import BatchStatistics
 from limbeck.teachers.frozen import Frozen
+from limbeck.teachers.stored import Stored, is_stored, replay
 
 LossName = Literal["symmetric_kl", "soft_cross_entropy"]
 TeacherMode = Literal["eval", "batch_stats"]
@@ -60,8 +61,8 @@ class LabelFreeDistillation(Objective):
             student.body.get_submodule(student.head).requires_grad_(True)
 
     def teachers(self) -> dict[str, Frozen]:
-        """The teacher as it is used alone, in eval mode."""
-        return {"teacher": self.teacher}
+        """The teacher as it is used alone, in eval mode; stored labels say nothing of other samples."""
+        return {} if is_stored(self.teacher) else {"teacher": self.teacher}
 
     def train(self, mode: bool = True) -> Self:
         """What is frozen of the student stays in eval mode."""
@@ -114,12 +115,12 @@ class SSLD:
     Args:
         data: with unlabelled images as the pool; without, the training images are all there is.
         student: trained from scratch (a pretrained one: with a tenth to a hundredth of the rate); without dropout.
-        teacher: with the classes of the data.
+        teacher: with the classes of the data; or a store of its labels of all images, from ``limbeck label``.
         fit: of stage 1 (paper: SGD 0.4, momentum 0.9, weight decay 7e-5, batches of 1024, 360 epochs, cosine with 5
             epochs of warm-up, for ResNet50_vd).
         finetuning: of stage 2 (paper: a hundredth of the rate, 30 epochs; 60 for ResNet50_vd).
         fixing: of the last step.
-        reference: who scores the pool; null: the teacher.
+        reference: who scores the pool; null: the teacher (stored labels cannot).
         loss: the symmetric KL (the paper's choice), or soft cross-entropy (later recipes of the released code).
         k: images a class that are kept of the pool.
         duplicate_similarity: cosine from which an image of the pool counts as a held-out one; null: none does.
@@ -162,15 +163,22 @@ class SSLD:
         """Choose the transfer set, distil on it, then on the training images, then the head."""
         model = yield from self.teacher.program()
         options = {**self.options, "teacher": Frozen(model, classes=self.student.classes)}
-        data = self.data
+        data = replay([model], self.data)
+        if isinstance(model, Stored) and self.options["teacher_mode"] == "batch_stats":
+            raise LimbeckError("teacher_mode batch_stats runs the teacher; stored labels are of one in eval mode")
+        labeled = dataclasses.replace(data, unlabeled=None)
         if data.unlabeled is not None:
             reference = model if self.reference is None else (yield from self.reference.program())
+            if isinstance(reference, Stored):
+                raise LimbeckError(
+                    "the unlabelled images are scored without augmentation, which stored labels know nothing of: give "
+                    "a reference that can be run"
+                )
             data, scores = yield from choose_transfer_set(
                 data, Frozen(reference, classes=data.classes), self.k, self.duplicates(data.unlabeled), self.fit
             )
             options["scores"] = tuple(scores.items())
         student = yield Fit("distil", LabelFreeDistillation(self.student, **options), data, self.fit)
-        labeled = dataclasses.replace(self.data, unlabeled=None)
         if self.finetune:
             student = yield Fit("finetune", LabelFreeDistillation(student, **options), labeled, self.finetuning)
         if self.fix_size is not None and self.fixing is not None:
