@@ -141,6 +141,26 @@ def test_rounds_against_a_recount(few: ImageData, teacher: Classifier, tmp_path:
     assert metrics["queries"] == 60
 
 
+def test_wrong_answers_are_expected_among_what_is_left(
+    few: ImageData, teacher: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """m is the error times the number of samples that nobody was asked about yet."""
+    from limbeck.methods.classification import robust_active_distillation as module
+
+    seen = []
+    whole = module.game_queries
+
+    def watched(gains: torch.Tensor, m: float, *rest: Any) -> torch.Tensor:
+        seen.append((len(gains), m))
+        return whole(gains, m, *rest)
+
+    monkeypatch.setattr(module, "game_queries", watched)
+    run(method(few, teacher, rounds=2, error_rate=0.25), tmp_path)
+    assert few.unlabeled is not None
+    count = len(few.unlabeled)
+    assert seen == [(count, 0.25 * count), (count - 30, 0.25 * (count - 30))]
+
+
 def test_error_of_the_teacher_and_gain_of_the_questions(few: ImageData, teacher: Classifier, tmp_path: Path) -> None:
     stages, metrics = run(method(few, teacher, rule="greedy"), tmp_path)
     with torch.no_grad():

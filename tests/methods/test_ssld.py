@@ -96,7 +96,7 @@ def test_no_label_is_read(few: ImageData, tmp_path: Path) -> None:
     assert_equal(fit(objectives[0], few, tmp_path / "true"), fit(objectives[1], other, tmp_path / "other"))
     stream = objectives[0].streams(few, 50, seed=0)
     assert sorted(stream.samples.indices.tolist()) == sorted([*few.train.indices, *few.unlabeled.indices])
-    assert bool((stream.batch(0)["label"] == -1).all())
+    assert bool((stream.samples.labels == -1).all())
 
 
 def test_precision_of_the_teacher_is_observed(few: ImageData) -> None:
