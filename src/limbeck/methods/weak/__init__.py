@@ -1,0 +1,1 @@
+"""Methods for weak labels: of bags, of proportions."""
