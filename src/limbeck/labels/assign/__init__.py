@@ -1,0 +1,1 @@
+"""Which cluster or class each sample goes to."""

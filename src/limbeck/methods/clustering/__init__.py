@@ -1,0 +1,1 @@
+"""Clustering: no labels at all."""
