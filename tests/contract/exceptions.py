@@ -15,6 +15,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     },
     "test_learns": {
         "adaptation": _STREAM,
+        "deit-lt": "a transformer learns nothing in 40 updates; tests/methods/test_deit_lt.py trains longer",
         "dmd2": "the critic starts as the teacher, 40 updates show nothing; tests/methods/test_dmd2.py trains longer",
     },
     "test_frozen_teachers_stay_outside": {
@@ -23,6 +24,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "ferkd": _STORED,
         "adaptation": _STREAM,
         "robust-active-distillation": "the teacher answers between the fits: none is there in training",
+        "prototypes": "the network is the student's own body, which the contract of the checkpoint holds for",
         "trans-encoder": "teachers write their scores down in stages of their own: none is there in training",
     },
     "test_checkpoint_holds_what_trains": {"federated": _NO_OBJECTIVE, "adaptation": _STREAM},
@@ -30,6 +32,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "test_every_term_of_the_loss_is_logged": {
         "federated": _NO_OBJECTIVE,
         "dmd2": "it has the terms generator and guidance in place of one; tests/methods/test_dmd2.py holds for them",
+        "sparse-gan": "its updates have terms of one phase or another; tests/methods/test_sparse_gan.py holds for them",
     },
 }
 """Name of a contract test -> slug or task of the methods it cannot hold for -> the reason, which pytest shows."""

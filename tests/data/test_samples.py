@@ -192,3 +192,10 @@ def test_task_of_constant_images_leaves_their_scale():
     samples = Samples(torch.full((4, 1, 4, 4), 0.25), torch.zeros(4, dtype=torch.int64), CLASSES)
     task = ImageData(samples, samples, samples, None, CLASSES).task
     assert (task.mean, task.std) == ((0.25,), (1.0,))
+
+
+def test_class_counts_are_those_of_the_labelled_training_samples():
+    images = torch.rand(6, 1, 4, 4)
+    train = Samples(images, torch.tensor([0, 2, 2, -1, 2, 0]), ("a", "b", "c"))
+    data = ImageData(train, train, train, None, train.classes)
+    assert data.class_counts == (2, 0, 3)

@@ -94,6 +94,12 @@ def test_long_tail_of_an_unbalanced_source_keeps_the_ratio():
     assert counts(data.train) == [60, 30, 15]
 
 
+def test_long_tail_by_the_rank():
+    data = split(source(100, 100, 100, 100, validation=make([1] * 4)), Split(imbalance=4, tail="pareto"), 0)
+    assert counts(data.train) == [100, 50, 33, 25]
+    assert set(data.train.indices.tolist()) <= set(range(400))
+
+
 def test_few_labels_leave_the_rest_unlabelled():
     data = split(source(30, 20, validation=make([2, 2])), Split(labels_per_class=4), 0)
     assert counts(data.train) == [4, 4]
@@ -158,6 +164,7 @@ def test_labelling_everything_is_refused():
         ("train_size", 0),
         ("labels_per_class", 0),
         ("imbalance", 0.5),
+        ("tail", "zipf"),
         ("label_noise", 1.0),
         ("label_noise", -0.1),
         ("validation", 0),
@@ -167,7 +174,7 @@ def test_labelling_everything_is_refused():
     ],
 )
 def test_values_out_of_range_are_refused(option, value):
-    with pytest.raises(LimbeckError, match="Did you mean 'weak'" if option == "view" else f"{option} is {value}"):
+    with pytest.raises(LimbeckError, match="Did you mean 'weak'" if option == "view" else f"{option} is '?{value}"):
         Split(**{option: value})
 
 

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as reference
 from limbeck.data.views import apply
 from limbeck.errors import LimbeckError
 
-RANDOM = ["weak", "strong", "crop"]
+RANDOM = ["weak", "strong", "crop", "simclr", "simclr_cifar@0.3-1"]
 
 
 def images(count=24, channels=3, height=12, width=16):

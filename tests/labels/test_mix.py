@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
-from limbeck.labels import Labels, cutmix, mixup, top_k
+from limbeck.labels import Labels, cutmix, mixup, mixup_or_cutmix, top_k
 
 both = pytest.mark.parametrize("mix", [mixup, cutmix])
 
@@ -92,3 +92,28 @@ def test_errors_name_what_is_wrong(mix):
         mix(numbered(2), Labels(torch.arange(2)), 2, 0, seeded(0))
     with pytest.raises(LimbeckError, match=r"2 images have labels of shape \[3\]"):
         mix(numbered(2), Labels(torch.arange(3)), 3, 1.0, seeded(0))
+
+
+def test_mixup_or_cutmix():
+    n = 6
+    images, labels = numbered(n), Labels(torch.arange(n))
+    assert mixup_or_cutmix(images, labels, n, 0, 0, seeded(0)) == (images, labels)
+
+    def kind(seed, *alphas):
+        generator = seeded(seed)
+        mixed, _ = mixup_or_cutmix(images, labels, n, *alphas, generator)
+        after = seeded(seed)
+        torch.rand((), generator=after)
+        found = [mix for mix in (mixup, cutmix) if torch.equal(mix(images, labels, n, 0.8, clone(after))[0], mixed)]
+        return found[0] if len(found) == 1 else None
+
+    assert {kind(seed, 0.8, 0) for seed in range(20)} - {None} == {mixup}
+    assert {kind(seed, 0, 0.8) for seed in range(20)} - {None} == {cutmix}
+    kinds = [kind(seed, 0.8, 0.8) for seed in range(100)]
+    # A fair coin: 100 throws, 4 sigma.
+    assert 30 < kinds.count(mixup) < 70
+    assert 30 < kinds.count(cutmix) < 70
+
+
+def clone(generator):
+    return torch.Generator().set_state(generator.get_state())

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from limbeck.losses.adversarial import (
+    gradient_penalty,
     non_saturating_discriminator,
     non_saturating_generator,
     reverse_gradient,
@@ -95,3 +96,35 @@ def test_reverse_gradient(values):
     assert torch.equal(turned, x)
     (gradient,) = torch.autograd.grad((turned * torch.arange(1.0, len(values) + 1)).sum(), x)
     assert gradient.tolist() == [-float(n) for n in range(1, len(values) + 1)]
+
+
+@given(st.floats(0, 4), st.floats(0, 1))
+def test_gradient_penalty_of_a_linear_critic(length, share):
+    torch.manual_seed(0)
+    w = torch.randn(2, 3, 3, dtype=torch.float64)
+    w *= length / w.norm()
+    real, fake = torch.randn(2, 4, 2, 3, 3, dtype=torch.float64)
+    places = torch.full((4,), share, dtype=torch.float64)
+    found = gradient_penalty(lambda x: (w * x).flatten(1).sum(1), real, fake, places)
+    # The root is taken of 1e-12 more than the square.
+    assert found.item() == pytest.approx((length - 1) ** 2, abs=1e-5)
+
+
+def test_gradient_penalty_is_taken_between_and_of_each_sample():
+    real, fake = (torch.randn(5, 3, dtype=torch.float64) for _ in range(2))
+    share = torch.rand(5, dtype=torch.float64)
+    between = (share[:, None] * real + (1 - share[:, None]) * fake).numpy()
+    expected = (np.linalg.norm(2 * between, axis=1) - 1) ** 2  # of |x|^2, told by a map of three scores
+    found = gradient_penalty(lambda x: x.square(), real, fake, share, reduction="none")
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_gradient_penalty_moves_the_critic():
+    weight = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+    real, fake = torch.randn(2, 6, 2, dtype=torch.float64)
+    share = torch.rand(6, dtype=torch.float64)
+    gradient_penalty(lambda x: x @ weight, real, fake, share).backward()
+    np.testing.assert_allclose(weight.grad.numpy(), 2 * (5 - 1) * np.array([0.6, 0.8]), rtol=1e-9)
+    dead = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    gradient_penalty(lambda x: x @ dead, real, fake, share).backward()
+    assert dead.grad.isfinite().all()

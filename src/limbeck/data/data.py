@@ -98,6 +98,11 @@ class Data:
         """Whether a mirrored sample is still one of its class."""
         return False
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Labelled training samples of each class; empty where there are no classes to count."""
+        return ()
+
     def update_hash(self, digest: "hashlib._Hash") -> None:
         """Add to a hash what decides a training beside the samples themselves."""
         digest.update(f"{type(self).__name__} {self.classes} {dict(self.training_views)} {self.flip}".encode())

@@ -25,6 +25,13 @@ SOURCES: dict[str, str] = {
     "variant": "limbeck.data.variant:variant",
     "synthetic": "limbeck.data.synthetic:synthetic",
     "open_set": "limbeck.data.open_set:open_set",
+    "inaturalist": "limbeck.data.inaturalist:inaturalist",
+    "meta_images": "limbeck.data.meta_images:meta_images",
+    "class_mismatch": "limbeck.data.class_mismatch:class_mismatch",
+    "adult": "limbeck.data.table_sources:adult",
+    "magic": "limbeck.data.table_sources:magic",
+    "breast_cancer": "limbeck.data.table_sources:breast_cancer",
+    "instance_bags": "limbeck.data.instance_bags:instance_bags",
 }
 """Short name -> ``module:function``.
 

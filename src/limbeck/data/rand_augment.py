@@ -41,11 +41,19 @@ def _blend(images: Tensor, other: Tensor, draw: Tensor) -> Tensor:
     return (other + factor * (images - other)).clamp(0, 1)
 
 
-def _luminance(images: Tensor) -> Tensor:
+def luminance(images: Tensor) -> Tensor:
+    """The grey image [B, 1, H, W] of a grey or RGB one."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(1)
     return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
+
+
+def mean_luminance(images: Tensor) -> Tensor:
+    """The mean of the grey image, rounded to 256 levels first, [B, 1, 1, 1]."""
+    levels = (luminance(images) * 255).round().to(torch.int64)
+    mean = levels.sum((1, 2, 3)).double() / (255 * levels[0].numel())
+    return _column(mean.float())
 
 
 def _autocontrast(images: Tensor, draw: Tensor) -> Tensor:
@@ -59,13 +67,11 @@ def _brightness(images: Tensor, draw: Tensor) -> Tensor:
 
 
 def _color(images: Tensor, draw: Tensor) -> Tensor:
-    return _blend(images, _luminance(images), draw)
+    return _blend(images, luminance(images), draw)
 
 
 def _contrast(images: Tensor, draw: Tensor) -> Tensor:
-    levels = (_luminance(images) * 255).round().to(torch.int64)
-    mean = levels.sum((1, 2, 3)).double() / (255 * levels[0].numel())
-    return _blend(images, _column(mean.float()), draw)
+    return _blend(images, mean_luminance(images), draw)
 
 
 def _equalize(images: Tensor, draw: Tensor) -> Tensor:

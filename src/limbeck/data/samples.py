@@ -309,6 +309,12 @@ class ImageData(Data):
         """``image`` in the view of plain supervised training."""
         return {"image": self.view}
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Labelled training samples of each class."""
+        labels = self.train.labels
+        return tuple(torch.bincount(labels[labels >= 0], minlength=len(self.classes)).tolist())
+
     @cached_property
     def task(self) -> "ImageTask":
         """What a model needs to know; mean and standard deviation of all training images, labelled or not."""

@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from limbeck.data.samples import ImageData, concat
+from limbeck.data.samples import ImageData, Samples, concat
 from limbeck.data.stream import Stream
 from limbeck.errors import LimbeckError
 
 Batches = Mapping[str, Any]
 """One update's batches by the name of their stream."""
+
+
+def without_labels(data: ImageData) -> Samples:
+    """All training images, labelled or not, without their labels."""
+    return concat([data.train.unlabel(), *([] if data.unlabeled is None else [data.unlabeled])])
 
 
 def labeled_and_unlabeled(
@@ -29,13 +34,31 @@ def labeled_and_unlabeled(
     Raises:
         LimbeckError: there are no unlabelled samples.
     """
+    _unlabeled(data)
+    every = without_labels(data)
+    return {
+        "labeled": Stream(data.train, batch_size, seed, views=data.training_views, flip=data.flip),
+        "unlabeled": Stream(every, ratio * batch_size, seed, views=views, name="unlabeled", flip=data.flip),
+    }
+
+
+def labeled_beside_unlabeled(data: ImageData, batch_size: int, seed: int) -> dict[str, Stream]:
+    """``labeled``: the labelled samples; ``unlabeled``: the others, as many a batch; both in their training view.
+
+    Raises:
+        LimbeckError: there are no unlabelled samples.
+    """
+    views, flip = data.training_views, data.flip
+    return {
+        "labeled": Stream(data.train, batch_size, seed, views=views, flip=flip),
+        "unlabeled": Stream(_unlabeled(data), batch_size, seed, views=views, name="unlabeled", flip=flip),
+    }
+
+
+def _unlabeled(data: ImageData) -> Samples:
     if data.unlabeled is None:
         raise LimbeckError(
             "semi-supervised training needs unlabelled samples, and the data have none: say how many of each class are "
             "labelled, for example data.labels_per_class=10"
         )
-    everything = concat([data.train.unlabel(), data.unlabeled])
-    return {
-        "labeled": Stream(data.train, batch_size, seed, views=data.training_views, flip=data.flip),
-        "unlabeled": Stream(everything, ratio * batch_size, seed, views=views, name="unlabeled", flip=data.flip),
-    }
+    return data.unlabeled

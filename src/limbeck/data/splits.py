@@ -1,12 +1,14 @@
 """Which samples train, validate and stay unlabelled: pure functions of a seed."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from limbeck.data.long_tail import Tail, tail_sizes
 from limbeck.data.random import derive, permutation, uniforms
 from limbeck.data.samples import ImageData, Samples, Source
 from limbeck.data.views import check
@@ -22,8 +24,10 @@ class Split:
     Args:
         train_size: number of samples to keep, each class in proportion; all of them where not given.
         labels_per_class: labelled samples of each class; the rest becomes the unlabelled data.
-        imbalance: size of the largest class over that of the smallest, classes in order with sizes that fall
-            exponentially (arXiv 1901.05555); class 0 is the largest.
+        imbalance: size of the largest class over that of the smallest, classes in order with sizes that fall;
+            class 0 is the largest.
+        tail: how the class sizes fall, exponential (arXiv 1901.05555) or pareto (a power of the class's rank), see
+            :func:`limbeck.data.long_tail.tail_sizes`.
         label_noise: fraction of the training labels that are replaced by another class, drawn uniformly; the
             true ones travel as hidden labels.
         validation: fraction (below 1) or number (from 1 on) of training samples to hold out, each class in
@@ -38,6 +42,7 @@ class Split:
     train_size: int | None = None
     labels_per_class: int | None = None
     imbalance: float | None = None
+    tail: Tail = "exponential"
     label_noise: float = 0.0
     validation: float | int = 0.1
     split_seed: int | None = None
@@ -48,6 +53,8 @@ class Split:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise LimbeckError(f"{name} is {value}, expected at least 1")
+        if self.tail not in get_args(Tail):
+            raise LimbeckError(f"tail is {self.tail!r}, expected {' or '.join(get_args(Tail))}")
         if not 0 <= self.label_noise < 1:
             raise LimbeckError(f"label_noise is {self.label_noise}, expected a fraction from 0 to below 1")
         if self.validation <= 0:
@@ -75,7 +82,7 @@ def split(source: Source, how: Split, seed: int) -> ImageData:
             raise LimbeckError(f"train_size is {how.train_size}, but there are {len(train)} training samples")
         train = train.subset(_stratified(train, how.train_size, derive(seed, "train_size")))
     if how.imbalance is not None:
-        train = _long_tail(train, how.imbalance, seed)
+        train = _long_tail(train, how.imbalance, how.tail, seed)
     unlabeled: Samples | None = None
     if how.labels_per_class is not None:
         train, unlabeled = _few_labels(train, how.labels_per_class, seed)
@@ -152,19 +159,9 @@ def _validation(train: Samples, amount: float | int, seed: int) -> tuple[Samples
     return train.subset(_others(train, chosen)), train.subset(chosen)
 
 
-def _long_tail(train: Samples, ratio: float, seed: int) -> Samples:
+def _long_tail(train: Samples, ratio: float, tail: Tail, seed: int) -> Samples:
     members = _class_positions(train, derive(seed, "imbalance"))
-    last = max(1, len(members) - 1)
-    falls = [ratio ** (-number / last) for number in range(len(members))]
-    # As large as every class can follow, so that the ratio is kept where the source itself is not balanced.
-    largest = min(len(places) / fall for places, fall in zip(members, falls, strict=True))
-    sizes = [int(round(largest * fall, 9)) for fall in falls]
-    for number, size in enumerate(sizes):
-        if size == 0:
-            raise LimbeckError(
-                f"imbalance {ratio:g} leaves no sample of class {train.classes[number]!r} "
-                f"(class sizes {sizes}); use a smaller one"
-            )
+    sizes = tail_sizes([len(places) for places in members], ratio, tail, train.classes)
     return train.subset(_sorted([places[:size] for places, size in zip(members, sizes, strict=True)]))
 
 

@@ -1,6 +1,7 @@
 """A data set like another one: some of its classes, its images turned."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,26 +24,55 @@ def variant(dataset: str | dict[str, Any] = "digits", classes: list[str] | None 
     Raises:
         LimbeckError: the data set cannot be opened or makes its own splits, or has no such class.
     """
+    return choose_classes(open_source(dataset, "variant"), classes, turns, "variant")
+
+
+def open_source(dataset: str | dict[str, Any], where: str) -> Source:
+    """Open a data set of labelled images that leaves its splits to others.
+
+    Args:
+        dataset: a data block without splits.
+        where: which source asks, for messages.
+
+    Raises:
+        LimbeckError: it cannot be opened, or makes its own splits.
+    """
     block = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
     function = source_function(str(block.pop("name", "")))
     if makes_splits(function):
         raise LimbeckError(
-            f"variant: dataset {function.__name__!r} makes its own splits; take one of images with labels"
+            f"{where}: dataset {function.__name__!r} makes its own splits; take one of images with labels"
         )
     try:
         inspect.signature(function).bind(**block)
     except TypeError as error:
-        raise LimbeckError(f"variant: dataset {function.__name__!r}: {error}; splits are options of variant") from None
+        raise LimbeckError(f"{where}: dataset {function.__name__!r}: {error}; splits are options of {where}") from None
     source = function(**block)
     assert isinstance(source, Source)
-    chosen = list(source.classes) if classes is None else classes
+    return source
+
+
+def choose_classes(source: Source, classes: Sequence[str] | None, turns: int, where: str) -> Source:
+    """Some classes of a data set, upside down where ``turns`` is 2.
+
+    Args:
+        source: the data set.
+        classes: names of the classes that are kept, in the order of the new labels; None keeps all.
+        turns: quarter turns of every image, counter-clockwise.
+        where: which source asks, for messages.
+
+    Raises:
+        LimbeckError: there is no such class, it is named twice, or a part of the data set has none of them.
+    """
+    chosen = list(source.classes) if classes is None else list(classes)
     for name in chosen:
         if name not in source.classes or chosen.count(name) > 1:
             known = ", ".join(source.classes)
             fault = "is named twice" if name in source.classes else f"is none of {known}."
-            raise LimbeckError(f"variant: class {name!r} {fault}{nearest(name, source.classes)}")
+            raise LimbeckError(f"{where}: class {name!r} {fault}{nearest(name, source.classes)}")
     train, test, validation = (
-        None if part is None else _part(part, chosen, turns) for part in (source.train, source.test, source.validation)
+        None if part is None else _part(part, chosen, turns, where)
+        for part in (source.train, source.test, source.validation)
     )
     assert train is not None
     assert test is not None
@@ -70,14 +100,14 @@ class Turned:
         return self.images.take(rows).rot90(self.turns, (-2, -1)).contiguous()
 
 
-def _part(samples: Samples, classes: list[str], turns: int) -> Samples:
+def _part(samples: Samples, classes: list[str], turns: int, where: str) -> Samples:
     numbers = torch.full((len(samples.classes),), -1)
     for number, name in enumerate(classes):
         numbers[samples.classes.index(name)] = number
     labels = numbers[samples.labels]
     kept = torch.nonzero(labels >= 0)[:, 0]
     if not len(kept):
-        raise LimbeckError(f"variant: a part of the data set has no sample of {', '.join(classes)}")
+        raise LimbeckError(f"{where}: a part of the data set has no sample of {', '.join(classes)}")
     images = Turned(samples.images, turns) if turns % 4 else samples.images
     changed = {"images": images, "labels": labels[kept], "classes": classes, "hidden_labels": None}
     return Samples(**samples.subset(kept).arguments | changed)

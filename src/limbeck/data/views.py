@@ -6,6 +6,8 @@
 - ``mild``: ten operations of RandAugment of magnitude 1 (arXiv 2307.08809, section 5), nothing else.
 - ``crop``: a random part of 8 to 100 % of the area, resized (arXiv 1409.4842); mirrored where allowed. With other
   shares of the area: ``crop@0.2-1``.
+- ``simclr``: crop, then jittered colours, grey and blur as SimCLR has them on ImageNet (arXiv 2002.05709, appendix A);
+  ``simclr_cifar``: as on CIFAR-10, with half the jitter and no blur. Both take shares of the area like crop.
 
 A second, independent reading of the same kind has a number after its name: ``strong:2``. What is random about
 a view depends on (seed, epoch, index, full name of the view) only.
@@ -19,13 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limbeck.data import rand_augment
+from limbeck.data import contrastive_views, crops, rand_augment
 from limbeck.data.random import derive, uniforms
 from limbeck.errors import LimbeckError, nearest
 
 Draws = NDArray[np.float64]  # [B, number of draws], uniform in [0, 1)
-
-_CROP_ATTEMPTS = 10
 
 
 def _mirror(images: Tensor, draws: Draws, flip: bool) -> Tensor:
@@ -64,32 +64,27 @@ def _mild(images: Tensor, draws: Draws, flip: bool) -> Tensor:
 def _crop(images: Tensor, draws: Draws, flip: bool, low: float = 0.08, high: float = 1.0) -> Tensor:
     from torchvision.transforms.v2 import functional
 
-    height, width = images.shape[-2:]
-    attempts = draws[:, : 4 * _CROP_ATTEMPTS].reshape(-1, _CROP_ATTEMPTS, 4)
-    area = height * width * (low + (high - low) * attempts[..., 0])
-    aspect = (3 / 4) * (16 / 9) ** attempts[..., 1]  # log-uniform between 3/4 and 4/3
-    tall = np.rint(np.sqrt(area / aspect)).astype(np.int64)
-    wide = np.rint(np.sqrt(area * aspect)).astype(np.int64)
-    fits = (tall >= 1) & (wide >= 1) & (tall <= height) & (wide <= width)
-    first = fits.argmax(1)
+    height, width = size = list(images.shape[-2:])
+    boxes = crops.draw_boxes(height, width, draws[:, : crops.DRAWS], low, high)
     views = torch.empty_like(images)
-    for at, attempt in enumerate(first):
-        if fits[at, attempt]:
-            h, w = int(tall[at, attempt]), int(wide[at, attempt])
-        else:  # none of the attempts fits into a very oblong image: the largest square
-            h = w = min(height, width)
-        top = int(attempts[at, attempt, 2] * (height - h + 1))
-        left = int(attempts[at, attempt, 3] * (width - w + 1))
-        views[at] = functional.resized_crop(images[at], top, left, h, w, [height, width], antialias=True)
+    for at, box in enumerate(zip(*(part.tolist() for part in boxes), strict=True)):
+        views[at] = functional.resized_crop(images[at], *box, size, antialias=True)
     return _mirror(views.clamp_(0, 1), draws[:, -1], flip)
 
 
-_VIEWS: dict[str, tuple[Callable[[Tensor, Draws, bool], Tensor], int]] = {
+_VIEWS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "weak": (_weak, 3),
     "strong": (_strong, 3 + rand_augment.DRAWS + 2),
     "mild": (_mild, 2 * rand_augment.MILD),
-    "crop": (_crop, 4 * _CROP_ATTEMPTS + 1),
+    "crop": (_crop, crops.DRAWS + 1),
+    "simclr": (contrastive_views.simclr, contrastive_views.DRAWS),
+    "simclr_cifar": (
+        functools.partial(contrastive_views.simclr, strength=0.5, blur=False),
+        contrastive_views.DRAWS,
+    ),
 }
+_PARTS = ("crop", "simclr", "simclr_cifar")
+"""Views of a part of the image, whose share of the area may be given."""
 
 
 def check(view: str) -> str:
@@ -114,7 +109,7 @@ def _area(kind: str, area: str, view: str) -> tuple[float, float]:
         low, high = map(float, area.split("-"))
     except ValueError:
         low = high = 0.0
-    if kind != "crop" or not 0 < low <= high <= 1:
+    if kind not in _PARTS or not 0 < low <= high <= 1:
         raise LimbeckError(f"there is no view {view!r}; parts of an image of 20 to 100 % of its area are crop@0.2-1")
     return low, high
 
@@ -146,6 +141,6 @@ def apply(view: str, images: Tensor, *, seed: int, epochs: Tensor, indices: Tens
     name, _, area = view.partition(":")[0].partition("@")
     if area:
         low, high = _area(name, area, view)
-        function = functools.partial(_crop, low=low, high=high)
+        function = functools.partial(function, low=low, high=high)
     draws = uniforms(derive(seed, "view", view), epochs.numpy(), indices.numpy(), draws=count)
     return function(images, draws, flip)

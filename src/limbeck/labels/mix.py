@@ -62,6 +62,35 @@ def cutmix(
     return mixed, _mix_labels(labels, num_classes, draw)
 
 
+def mixup_or_cutmix(
+    images: Float[Tensor, "batch channels height width"],
+    labels: Labels,
+    num_classes: int,
+    mixup_alpha: float | int,
+    cutmix_alpha: float | int,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "batch channels height width"], Labels]:
+    """Either of the two in half of the batches, as in the training of DeiT (arXiv 2012.12877, table 9).
+
+    Args:
+        images: see :func:`mixup`, as all but the alphas.
+        labels: one label an image.
+        num_classes: number of classes.
+        mixup_alpha: of mixup; 0: always CutMix, or nothing where both are 0.
+        cutmix_alpha: of CutMix; 0: always mixup.
+        generator: draws which, and what that draws.
+
+    Raises:
+        LimbeckError: as of :func:`mixup`.
+    """
+    if not mixup_alpha and not cutmix_alpha:
+        return images, labels
+    first = bool(torch.rand((), generator=generator, device=generator.device) < 0.5)
+    if not cutmix_alpha or (first and mixup_alpha):
+        return mixup(images, labels, num_classes, mixup_alpha, generator)
+    return cutmix(images, labels, num_classes, cutmix_alpha, generator)
+
+
 def _count(images: Tensor, labels: Labels) -> int:
     if labels.batch_shape != images.shape[:1]:
         raise LimbeckError(f"{len(images)} images have labels of shape {list(labels.batch_shape)}, must be one each")

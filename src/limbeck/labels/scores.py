@@ -1,7 +1,6 @@
 """What is said of each sample of a training set before some are chosen: how hard it is, how informative."""
 
 import math
-import warnings
 from typing import Literal, TypeAlias
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError, nearest
+from limbeck.labels.assign.k_means import k_means
 from limbeck.labels.types import one_hot
 
 Gain: TypeAlias = Literal["margin", "entropy", "least_confidence"]
@@ -67,17 +67,8 @@ def prototype_distance(
     Raises:
         LimbeckError: more clusters than samples, or none.
     """
-    if not 1 <= clusters <= len(features):
-        raise LimbeckError(f"clusters is {clusters}; it must lie between 1 and the {len(features)} samples")
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
     unit = F.normalize(features.double().cpu(), dim=-1)
-    with warnings.catch_warnings():
-        # Fewer different samples than clusters: every one of them is its own prototype then.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(clusters, n_init=10, random_state=seed % 2**32).fit(unit.numpy())
-    centres = F.normalize(torch.from_numpy(found.cluster_centers_).double(), dim=-1)
+    centres = F.normalize(k_means(unit, clusters, seed).centres, dim=-1)
     return (1 - unit @ centres.T).amin(-1).clamp_min(0).to(features)
 
 

@@ -23,6 +23,7 @@ from limbeck.losses.feature import (
     rkd_distance,
     similarity_preserving,
 )
+from limbeck.losses.logit_adjustment import adjust_logits
 from limbeck.losses.penalty import norm_penalty
 from limbeck.losses.reduction import Mean, Reduction, reduce
 from limbeck.losses.symmetric_kl import symmetric_kl
@@ -31,6 +32,7 @@ __all__ = [
     "Mean",
     "Reduction",
     "adaptive_kl",
+    "adjust_logits",
     "attention_transfer",
     "cosine",
     "cross_entropy",

@@ -3,6 +3,9 @@
 Logits [*batch] > 0 mean real. Half precision is computed in float32.
 """
 
+from collections.abc import Callable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -62,3 +65,31 @@ def reverse_gradient(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]
     """The same values; their gradient comes back with the opposite sign (arXiv 1409.7495, section 3.1)."""
     # x - (x - x) is x exactly, also under torch.compile, which knows no autograd functions of one's own.
     return values.detach() - (values - values.detach())
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor],
+    real: Float[Tensor, "batch ..."],
+    fake: Float[Tensor, "batch ..."],
+    share: Float[Tensor, " batch"],
+    *,
+    reduction: Reduction = "mean",
+) -> Loss:
+    """``(|grad_x D(x)| - 1)^2`` at ``x = a real + (1 - a) fake`` (WGAN-GP, arXiv 1704.00028, equation 3).
+
+    The norm is that of a whole sample; of a map of scores (PatchGAN) D is their sum. No gradient goes to ``real`` and
+    ``fake``.
+
+    Args:
+        critic: samples to scores, each of its own sample only: [B, ...] of any further dimensions.
+        real: [B, ...].
+        fake: as many.
+        share: a, [B], drawn uniformly from [0, 1].
+        reduction: over samples.
+    """
+    a = share.reshape(-1, *[1] * (real.ndim - 1)).to(real)
+    between = (a * real + (1 - a) * fake).detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    # Not vector_norm, whose second derivative is not a number where a dead critic has the slope 0.
+    norm = (in_full(slope).flatten(1).square().sum(1) + 1e-12).sqrt()
+    return reduce((norm - 1).square(), None, reduction)

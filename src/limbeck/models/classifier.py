@@ -162,8 +162,7 @@ class Classifier(Model):
             LimbeckError: no images in the batch, images that are not float or not 1 or 3 channels, or a body
                 whose output is not ``[B, len(classes)]``.
         """
-        images = images_of(batch)
-        output = self.body(self._preprocess(images))
+        output = self.body(*self.inputs(batch))
         features, self._tap.value = self._tap.value, None
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if logits is None:
@@ -177,6 +176,10 @@ class Classifier(Model):
                 f"[B, {len(self.classes)}]: one column for each of the {len(self.classes)} classes"
             )
         return ClassifierOutput(logits, None if features is None else features.flatten(1))
+
+    def inputs(self, batch: Mapping[str, Tensor] | Tensor) -> tuple[Tensor, ...]:
+        """What the body takes of a batch: the preprocessed images."""
+        return (self._preprocess(images_of(batch)),)
 
     def _preprocess(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] not in (1, 3):

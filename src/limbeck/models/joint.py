@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from limbeck.models.classifier import Classifier, ClassifierOutput
+from limbeck.models.projector import Projector
 
 
-def joint_forward(model: Classifier, *images: Tensor) -> list[ClassifierOutput]:
+def joint_forward(model: Classifier | Projector, *images: Tensor) -> list[ClassifierOutput]:
     """The outputs of each set of images, [B_i, C, H, W], from one pass: they share the statistics of the batch."""
     sizes = [len(part) for part in images]
     output = model({"image": torch.cat(images)})

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from limbeck.models.build import build_inner
 from limbeck.models.classifier import Classifier, ClassifierOutput, ImageTask
-from limbeck.models.heads import ProjectionHead, num_features
+from limbeck.models.heads import ContrastiveHead, ProjectionHead, num_features
 from limbeck.models.model import Model
 
 
@@ -22,7 +22,7 @@ class Projector(Model):
 
     task: ClassVar[str] = "representation"
 
-    def __init__(self, spec: ImageTask, encoder: Classifier, head: ProjectionHead) -> None:
+    def __init__(self, spec: ImageTask, encoder: Classifier, head: ProjectionHead | ContrastiveHead) -> None:
         super().__init__(spec)
         self.encoder, self.head = encoder, head
         assert encoder.head is not None
@@ -87,3 +87,46 @@ def projector(
         bottleneck=bottleneck,
         normalize_last=normalize_last,
     )
+
+
+def project_contrastively(
+    encoder: Classifier, task: ImageTask, *, layers: int = 3, outputs: int = 128, batch_norm: bool = True
+) -> Projector:
+    """Put a fresh :class:`~limbeck.models.heads.ContrastiveHead` on a classifier's features.
+
+    Args:
+        encoder: not copied.
+        task: what it was built for.
+        layers: of the head.
+        outputs: of the head.
+        batch_norm: of the head.
+
+    Raises:
+        LimbeckError: no classification head was found, whose inputs are the features; or as of the head.
+    """
+    inputs = num_features(encoder, "a projection head")
+    made = Projector(task, encoder, ContrastiveHead(inputs, outputs, layers=layers, batch_norm=batch_norm))
+    if encoder.factory is not None:
+        block = {"name": encoder.factory, **encoder.arguments}
+        made.factory = "contrastive_projector"
+        made.arguments = {"encoder": block, "layers": layers, "outputs": outputs, "batch_norm": batch_norm}
+    return made
+
+
+def contrastive_projector(
+    task: ImageTask, *, encoder: dict[str, Any], layers: int = 3, outputs: int = 128, batch_norm: bool = True
+) -> Projector:
+    """An encoder with the projection head of SimCLR.
+
+    Args:
+        task: Classes and images.
+        encoder: The network, a model block such as {name: cnn, width: 16}.
+        layers: Linear layers of the head; all but the last are as wide as the features.
+        outputs: Of the last layer.
+        batch_norm: Whether each layer is normalised.
+
+    Raises:
+        LimbeckError: the encoder is not one of limbeck's builders, or no classifier with a known head.
+    """
+    network = build_inner(encoder, task, "contrastive_projector")
+    return project_contrastively(network, task, layers=layers, outputs=outputs, batch_norm=batch_norm)

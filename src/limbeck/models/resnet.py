@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 from limbeck.models.classifier import Classifier, ImageTask
+from limbeck.models.experts import Branches, ExpertClassifier, expert_names
+from limbeck.models.heads import CosineHead
 
 
 def resnet(task: ImageTask, *, depth: int = 20, width: int = 16) -> Classifier:
@@ -26,10 +28,60 @@ def resnet(task: ImageTask, *, depth: int = 20, width: int = 16) -> Classifier:
     modules: list[nn.Module] = [_conv(task.channels, width), nn.BatchNorm2d(width), nn.ReLU()]
     inputs = width
     for stage, outputs in enumerate((width, 2 * width, 4 * width)):
-        for block in range(blocks):
-            modules.append(BasicBlock(inputs, outputs, stride=2 if stage and not block else 1))
-            inputs = outputs
+        modules += _stage(blocks, inputs, outputs, stride=2 if stage else 1)
+        inputs = outputs
     return _classifier(task, modules, inputs)
+
+
+def expert_resnet(
+    task: ImageTask,
+    *,
+    depth: int = 32,
+    width: int = 16,
+    experts: int = 3,
+    reduction: float = 0.75,
+    scale: float = 30.0,
+) -> ExpertClassifier:
+    """The network of ``resnet`` with a first stage that several experts share, as RIDE (arXiv 2010.01809) and MDCS.
+
+    Each expert has a second and third stage and a cosine classifier of its own.
+
+    Args:
+        task: Classes and images.
+        depth: Layers with weights, of one expert: 6 n + 2, that is 8, 14, 20, 32 ...
+        width: Channels of the first stage.
+        experts: How many.
+        reduction: Channels of the experts' stages, as a share of the 2 width and 4 width of a single network.
+        scale: Of the cosine classifiers: logits lie between -scale and scale.
+
+    Raises:
+        LimbeckError: a depth that is not 6 n + 2, or options out of range.
+    """
+    blocks = _blocks_per_stage("expert_resnet", depth, offset=2)
+    _check_width("expert_resnet", "width", width)
+    names = expert_names(experts, "expert_resnet")
+    second, third = (round(times * width * reduction) for times in (2, 4))
+    if min(second, third) < width:
+        raise LimbeckError(
+            f"expert_resnet: reduction {reduction} leaves stages of {second} channels, fewer than {width}"
+        )
+    stem: list[nn.Module] = [_conv(task.channels, width), nn.BatchNorm2d(width), nn.ReLU()]
+    body = Branches(
+        nn.Sequential(*stem, *_stage(blocks, width, width, stride=1)),
+        [
+            nn.Sequential(
+                *_stage(blocks, width, second, stride=2),
+                *_stage(blocks, second, third, stride=2),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+            )
+            for _ in names
+        ],
+        [CosineHead(third, len(task.classes), scale) for _ in names],
+    )
+    _initialise(body)
+    pixels = {"channels": task.channels, "size": task.size, "mean": task.mean, "std": task.std}
+    return ExpertClassifier(body, task.classes, names, **pixels)
 
 
 def wide_resnet(task: ImageTask, *, depth: int = 16, widen: int = 2) -> Classifier:
@@ -118,10 +170,18 @@ def _preactivation(task: ImageTask, stem: int, widths: tuple[int, ...], blocks: 
 def _classifier(task: ImageTask, modules: list[nn.Module], features: int) -> Classifier:
     """Add pooling and head, initialise the convolutions as He et al. (arXiv:1502.01852), wrap."""
     body = nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, len(task.classes)))
+    _initialise(body)
+    return Classifier(body, task.classes, channels=task.channels, size=task.size, mean=task.mean, std=task.std)
+
+
+def _stage(blocks: int, inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    return [BasicBlock(inputs if not n else outputs, outputs, stride if not n else 1) for n in range(blocks)]
+
+
+def _initialise(body: nn.Module) -> None:
     for module in body.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return Classifier(body, task.classes, channels=task.channels, size=task.size, mean=task.mean, std=task.std)
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

@@ -7,6 +7,8 @@ from torch import nn
 
 from limbeck.errors import LimbeckError
 from limbeck.models.classifier import Classifier, ImageTask
+from limbeck.models.experts import Branches, ExpertClassifier, expert_names
+from limbeck.models.heads import CosineHead
 
 Norm = Literal["batch", "group", "none"]
 
@@ -41,6 +43,47 @@ def cnn(task: ImageTask, *, width: int = 16, norm: Norm = "batch", dropout: floa
         nn.Linear(64, len(task.classes)),
     )
     return Classifier(body, task.classes, channels=task.channels, size=task.size, mean=task.mean, std=task.std)
+
+
+def expert_cnn(
+    task: ImageTask,
+    *,
+    width: int = 16,
+    experts: int = 3,
+    hidden: int = 64,
+    norm: Norm = "batch",
+    scale: float = 30.0,
+) -> ExpertClassifier:
+    """The convolutional network of ``cnn`` with a first block that several experts share; the rest is their own.
+
+    Args:
+        task: Classes and images.
+        width: Channels of the first block; the second, of each expert, has twice as many.
+        experts: How many; 1 is a single network with a cosine classifier.
+        hidden: Units of each expert's hidden layer.
+        norm: Normalisation after each convolution; "group" and "none" keep no batch statistics.
+        scale: Of the cosine classifiers: logits lie between -scale and scale.
+
+    Raises:
+        LimbeckError: images below 4x4, or options out of range.
+    """
+    names = expert_names(experts, "expert_cnn")
+    if min(task.size) < 4:
+        raise LimbeckError(f"expert_cnn halves the image twice and needs at least 4x4 pixels, got {list(task.size)}")
+    _check_positive("expert_cnn", width=width, hidden=hidden)
+    places = (task.size[0] // 4) * (task.size[1] // 4)
+    body = Branches(
+        _block(task.channels, width, norm),
+        [
+            nn.Sequential(
+                _block(width, 2 * width, norm), nn.Flatten(), nn.Linear(2 * width * places, hidden), nn.ReLU()
+            )
+            for _ in names
+        ],
+        [CosineHead(hidden, len(task.classes), scale) for _ in names],
+    )
+    pixels = {"channels": task.channels, "size": task.size, "mean": task.mean, "std": task.std}
+    return ExpertClassifier(body, task.classes, names, **pixels)
 
 
 def vgg(task: ImageTask, *, blocks: list[list[int]] = VGG11, norm: Norm = "none") -> Classifier:

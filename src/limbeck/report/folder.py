@@ -21,7 +21,8 @@ T = TypeVar("T")
 class Predictions:
     """What the student (and its teacher, if any) said about the test samples, in their order.
 
-    ``logits`` and ``teacher_logits`` are [N, C] float, ``label`` and ``index`` [N] int64.
+    ``logits`` and ``teacher_logits`` are [N, C] float, ``label`` and ``index`` [N] int64. ``others`` are the logits of
+    whoever else was measured, by name: experts of the student, peers.
     """
 
     logits: Tensor
@@ -29,6 +30,7 @@ class Predictions:
     index: Tensor
     teacher_logits: Tensor | None
     classes: tuple[str, ...]
+    others: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class Stage:
                 tensors["index"].long(),
                 tensors["teacher_logits"].float() if "teacher_logits" in tensors else None,
                 classes,
+                {
+                    name.removesuffix("_logits"): value.float()
+                    for name, value in tensors.items()
+                    if name.endswith("_logits") and name != "teacher_logits"
+                },
             )
         except (SafetensorError, KeyError, ValueError) as error:
             raise LimbeckError(

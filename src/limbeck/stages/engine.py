@@ -1,6 +1,7 @@
 """One update: exact means over micro-batches and processes, backward, clip, step."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from limbeck.errors import LimbeckError
 from limbeck.losses.reduction import Mean
 from limbeck.stages.objective import Batch, Objective, Terms
+from limbeck.stages.sam import SAM, unremembered
 from limbeck.stages.sharded import is_sharded
 
 
@@ -37,6 +39,11 @@ class Engine:
         self.fabric = fabric
         self.module = module
         self.optimizers = dict(optimizers)
+        if is_sharded(fabric) and any(isinstance(o.optimizer, SAM) for o in self.optimizers.values()):
+            raise LimbeckError(
+                "fit.optimizer sam does not go with FSDP, where the length of the gradient would be that of one shard; "
+                "use ddp"
+            )
         self.accumulate = accumulate
         self.clip_grad_norm = clip_grad_norm
         self.values: dict[str, Tensor] = {}
@@ -71,11 +78,10 @@ class Engine:
     def minimise(self, batch: Batch, *, terms: str = "terms", optimizer: str = "main") -> None:
         """Minimise the sum of the objective's ``terms`` on ``batch`` by one step of ``optimizer``."""
         stepper = self.optimizers[optimizer]
-        stepper.zero_grad(set_to_none=True)
-        if self.accumulate == 1:
-            self._whole(batch, terms)
+        if isinstance(stepper.optimizer, SAM):
+            self._worst_gradients(batch, terms, stepper, stepper.optimizer)
         else:
-            self._in_parts(list(_parts(batch, self.accumulate)), terms, stepper)
+            self._gradients(batch, terms, stepper)
         if self.clip_grad_norm is not None:
             # Not an error here: 16-mixed skips such a step, and elsewhere the log names the update.
             norm = self.fabric.clip_gradients(
@@ -84,6 +90,29 @@ class Engine:
             if norm is not None:
                 self.values["gradient_norm" + ("" if optimizer == "main" else f"/{optimizer}")] = norm.detach()
         (stepper.optimizer if self.plain else stepper).step()
+
+    def _gradients(self, batch: Batch, terms: str, stepper: _FabricOptimizer) -> None:
+        stepper.zero_grad(set_to_none=True)
+        if self.accumulate == 1:
+            self._whole(batch, terms)
+        else:
+            self._in_parts(list(_parts(batch, self.accumulate)), terms, stepper)
+
+    def _worst_gradients(self, batch: Batch, terms: str, stepper: _FabricOptimizer, sam: SAM) -> None:
+        """The gradients where the loss is worst nearby; what is logged, kept and remembered is of the first pass."""
+        objective, device = self.objective, self.fabric.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            self._gradients(batch, terms, stepper)
+        values: dict[str, Tensor] = self.values
+        collected: list[dict[str, Any]] = [objective.kept, objective.observed]
+        self.values = {}
+        before = [{name: list(parts) for name, parts in found.items()} for found in collected]
+        with sam.at_worst(), unremembered(objective):
+            self._gradients(batch, terms, stepper)
+        self.values = values
+        for found, first in zip(collected, before, strict=True):
+            found.clear()
+            found.update(first)
 
     def _whole(self, batch: Batch, name: str) -> None:
         terms: Terms = self.call(batch, name)

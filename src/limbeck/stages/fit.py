@@ -143,6 +143,7 @@ class Fit:
                 num_classes=len(self.data.classes),
                 updates=total,
                 epochs=total * batch_size / samples,
+                class_counts=self.data.class_counts,
             )
         )
         objective.train()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.data.stream import Stream
+from limbeck.errors import LimbeckError
 from limbeck.losses.reduction import Mean
 from limbeck.models.model import Model
 from limbeck.stages.digest import is_plain
@@ -31,12 +32,30 @@ class Plan:
         num_classes: number of classes of the data.
         updates: total number of optimiser updates.
         epochs: total passes over the training samples (may be fractional).
+        class_counts: labelled training samples of each class; empty where they are not known.
     """
 
     num_samples: int
     num_classes: int
     updates: int
     epochs: float
+    class_counts: tuple[int, ...] = ()
+
+    def class_sizes(self) -> Tensor:
+        """``class_counts`` as int64 [C], for losses that divide by them or take their logarithm.
+
+        Raises:
+            LimbeckError: they are not known, or a class has no sample.
+        """
+        if not self.class_counts:
+            raise LimbeckError("how many training samples each class has is not known: give Plan(class_counts=...)")
+        if not all(self.class_counts):
+            empty = [number for number, count in enumerate(self.class_counts) if not count]
+            raise LimbeckError(
+                f"of the {len(self.class_counts)} classes those number {empty} (from 0) have no labelled training "
+                "sample, so that their share is 0: leave them out of the data"
+            )
+        return torch.tensor(self.class_counts)
 
 
 class Objective(nn.Module):

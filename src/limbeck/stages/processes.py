@@ -2,10 +2,12 @@
 
 from typing import Any, cast
 
+import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 from limbeck.stages.settings import FitSettings
@@ -44,3 +46,32 @@ def keep_out_of_ddp(objective: nn.Module) -> None:
         for name in [n for n, _ in module.named_parameters()] + [n for n, _ in module.named_buffers()]
     ]
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, names)
+
+
+def gathered(values: Tensor) -> Tensor:
+    """The rows [B, ...] of all processes, one process after the other; the gradient reaches each process's own.
+
+    A loss that every process computes on all rows has, with the mean over processes that DDP takes, the gradient of one
+    process that holds them all.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    return torch.cat(_AllGather.apply(values.contiguous()))
+
+
+class _AllGather(torch.autograd.Function):
+    """All processes' tensors of one shape; backward adds up the gradients of all processes."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> tuple[Tensor, ...]:
+        """The tensors by rank."""
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, values)
+        return tuple(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        """Of all that was asked of this process's values, the sum."""
+        summed = torch.stack(gradients)
+        dist.all_reduce(summed)
+        return summed[dist.get_rank()]

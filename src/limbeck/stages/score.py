@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from limbeck.data.data import Records
 from limbeck.data.fingerprint import samples_hash
-from limbeck.data.samples import Samples
 from limbeck.errors import LimbeckError
 from limbeck.losses.divergence import cross_entropy
 from limbeck.stages.digest import module_hash
@@ -120,7 +120,7 @@ class Score:
         self,
         name: str,
         scorer: nn.Module,
-        samples: Samples,
+        samples: Records,
         settings: FitSettings,
         *,
         batch_size: int = 256,
@@ -194,7 +194,7 @@ class Score:
 
 def score(
     scorer: nn.Module,
-    samples: Samples,
+    samples: Records,
     positions: Tensor | None = None,
     batch_size: int = 256,
     device: torch.device | str | None = None,
@@ -239,7 +239,7 @@ def read(path: Path) -> Table:
     return {name: column for name, column in safetensors.torch.load_file(path).items() if name != "index"}
 
 
-def given_scores(path: Path, samples: Samples) -> Tensor:
+def given_scores(path: Path, samples: Records) -> Tensor:
     """Scores that somebody else made, float32 [N] in the order of the samples.
 
     Args:

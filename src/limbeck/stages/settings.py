@@ -1,5 +1,6 @@
 """The settings of one fit, and the blocks it is made of."""
 
+import importlib
 import inspect
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +12,14 @@ from torch import nn
 from limbeck.errors import LimbeckError, nearest
 from limbeck.stages import schedule as schedules
 
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
+OPTIMIZERS = {
+    "sgd": "torch.optim:SGD",
+    "adam": "torch.optim:Adam",
+    "adamw": "torch.optim:AdamW",
+    "rmsprop": "torch.optim:RMSprop",
+    "lars": "limbeck.stages.lars:LARS",
+    "sam": "limbeck.stages.sam:SAM",
+}
 SCHEDULES = ("cosine", "quarter_cosine", "linear", "multistep", "constant")
 
 
@@ -27,7 +35,7 @@ class FitSettings:
         epochs: passes over the training samples; not used where ``updates`` is given.
         updates: number of optimiser updates.
         batch_size: samples an update, over all processes and micro-batches together.
-        optimizer: ``name`` (sgd, adam, adamw, rmsprop) and the arguments of that torch.optim class.
+        optimizer: ``name`` (sgd, adam, adamw, rmsprop, lars, sam) and the arguments of that class.
         schedule: ``name`` (cosine, quarter_cosine, linear, multistep, constant) of the learning rate and its arguments.
         decay_biases: whether weight decay also pulls on biases and on scales and shifts of normalisation layers (all
             parameters of fewer than two dimensions).
@@ -135,14 +143,15 @@ def _without_decay_of_biases(parameters: Iterable[nn.Parameter]) -> list[dict[st
 
 
 def optimizer_class(name: str) -> Any:
-    """The torch.optim class by its short name.
+    """The class of an optimiser by its short name.
 
     Raises:
         LimbeckError: unknown name.
     """
     if name not in OPTIMIZERS:
         raise LimbeckError(f"unknown optimizer {name!r}.{nearest(name, OPTIMIZERS)} Known: {', '.join(OPTIMIZERS)}")
-    return getattr(torch.optim, OPTIMIZERS[name])
+    module, _, found = OPTIMIZERS[name].partition(":")
+    return getattr(importlib.import_module(module), found)
 
 
 def schedule_function(name: str) -> Any:

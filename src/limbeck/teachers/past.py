@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import ClassVar, Literal, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 from limbeck.models.precision import keep_dtype
+from limbeck.teachers.gather import gather_batch
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -78,8 +78,7 @@ class PastPredictions(nn.Module):
         if list(probabilities.shape) != expected:
             raise LimbeckError(f"probabilities must be {expected}, got {list(probabilities.shape)}")
         probabilities = probabilities.detach().to(self.table.dtype)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            index, probabilities = _gather(index), _gather(probabilities)
+        index, probabilities = gather_batch(index), gather_batch(probabilities)
         probabilities = probabilities.index_select(0, _last_occurrence(index))
         self.table.index_copy_(0, index, probabilities)
         self.seen.index_fill_(0, index, True)
@@ -99,13 +98,6 @@ class PastPredictions(nn.Module):
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keep_dtype(function), recurse)
-
-
-def _gather(values: Tensor) -> Tensor:
-    """The global batch of which every process holds the slice ``[rank::world]``, in its own order."""
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.stack(parts, dim=1).flatten(0, 1)
 
 
 def _last_occurrence(index: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from limbeck.report.sections.detection import detection
 from limbeck.report.sections.differences import differences
 from limbeck.report.sections.disagreements import disagreements
 from limbeck.report.sections.generation import generation
+from limbeck.report.sections.instance_bags import instance_bags
 from limbeck.report.sections.language import language
 from limbeck.report.sections.provenance import provenance
 from limbeck.report.sections.pseudo_labels import pseudo_labels
@@ -27,6 +28,7 @@ from limbeck.report.sections.segmentation import segmentation
 from limbeck.report.sections.similarity import similarity
 from limbeck.report.sections.stream import stream
 from limbeck.report.sections.synthetic import synthetic
+from limbeck.report.sections.tail import tail
 
 Make = Callable[[Loaded, Data | None], Section | None]
 
@@ -42,8 +44,10 @@ SECTIONS: tuple[Make, ...] = (
     disagreements,
     generation,
     classes,
+    tail,
     confusion,
     segmentation,
+    instance_bags,
     detection,
     synthetic,
     pseudo_labels,

@@ -16,6 +16,7 @@ from limbeck.errors import LimbeckError
 from limbeck.metrics import cost
 from limbeck.metrics.calibration import fit_temperature
 from limbeck.metrics.classification import summary
+from limbeck.models.experts import ExpertClassifier
 from limbeck.stages.evaluation.shipped import as_shipped
 from limbeck.stages.files import write_atomically
 
@@ -51,7 +52,7 @@ def predict_logits(
     logits, labels, indices = [], [], []
     with as_shipped(model, device) as place:
         for batch in eval_batches(samples, batch_size):
-            logits.append(model({"image": batch["image"].to(place)}).logits.float().cpu())
+            logits.append(model(_asked(batch, place)).logits.float().cpu())
             labels.append(batch["label"])
             indices.append(batch["index"])
     predictions = Predictions(torch.cat(logits), torch.cat(labels), torch.cat(indices))
@@ -62,6 +63,11 @@ def predict_logits(
             f"first for index {int(predictions.indices[broken][0])}: broken weights, or diverged training"
         )
     return predictions
+
+
+def _asked(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch as a model is asked: whatever comes with the images, without their labels."""
+    return {name: value.to(device) for name, value in batch.items() if name not in ("label", "hidden_label", "index")}
 
 
 def measure(
@@ -90,16 +96,18 @@ def measure(
     """
     test = predict_logits(model, data.test, batch_size, device)
     validation = predict_logits(model, data.validation, batch_size, device)
-    labels = data.train.labels
-    counts = torch.bincount(labels[labels >= 0], minlength=len(data.classes))
-    imbalanced = bool(counts.max() >= 2 * counts.min())
-
-    metrics = quality(test, train_counts=counts if imbalanced else None)
+    metrics = quality(test, train_counts=_imbalanced_counts(data))
     metrics |= {f"validation/{name}": value for name, value in quality(validation).items()}
     metrics["temperature"] = fit_temperature(validation.logits, validation.labels)
     scaled = test._replace(logits=test.logits / metrics["temperature"])
     metrics |= {f"scaled/{name}": value for name, value in quality(scaled).items()}
     return metrics | costs(model, data.test, device), test
+
+
+def _imbalanced_counts(data: ImageData) -> Tensor | None:
+    """Training samples of each class, int64 [C], where the largest has at least twice those of the smallest."""
+    counts = data.class_counts
+    return torch.tensor(counts) if counts and max(counts) >= 2 * min(counts) else None
 
 
 def quality(predictions: Predictions, train_counts: Tensor | None = None) -> dict[str, float]:
@@ -124,7 +132,7 @@ def quality(predictions: Predictions, train_counts: Tensor | None = None) -> dic
 def costs(model: nn.Module, samples: Samples, device: torch.device | str | None = None) -> dict[str, float]:
     """``parameters``, ``macs`` and ``latency_ms`` of one forward pass over the first of ``samples``."""
     with as_shipped(model, device) as place:
-        batch = {"image": next(iter(eval_batches(samples, 1)))["image"].to(place)}
+        batch = _asked(next(iter(eval_batches(samples, 1))), place)
         return {
             "parameters": float(cost.parameters(model)),
             "macs": float(cost.macs(model, batch)),
@@ -138,12 +146,40 @@ def validate(model: nn.Module, data: ImageData, device: torch.device) -> dict[st
     return summary(predictions.logits, predictions.labels)
 
 
+def measure_experts(
+    model: ExpertClassifier, data: ImageData, device: torch.device | str | None = None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """What each expert of a classifier would score alone on the test split.
+
+    Returns:
+        The metrics of :func:`quality` as ``NAME/METRIC``, and the logits [N, C] of each expert by its name.
+    """
+    with as_shipped(model, device) as place:
+        batches = (_asked(batch, place) for batch in eval_batches(data.test, 256))
+        said = [model.each(batch).logits.float().cpu() for batch in batches]
+    logits = dict(zip(model.experts, torch.cat(said).unbind(1), strict=True))
+    counts = _imbalanced_counts(data)
+    metrics = {
+        f"{name}/{key}": value
+        for name, own in logits.items()
+        for key, value in quality(Predictions(own, data.test.labels, data.test.indices), counts).items()
+    }
+    return metrics, logits
+
+
 def report(
     model: nn.Module, teachers: Mapping[str, nn.Module], data: ImageData, folder: Path, device: torch.device
 ) -> dict[str, float]:
-    """The metrics of student and teachers; writes ``predictions.safetensors`` into ``folder``."""
+    """The metrics of student and teachers, and of the student's experts where it has several.
+
+    Writes ``predictions.safetensors`` into ``folder``.
+    """
     metrics, predictions = measure(model, data, device=device)
     tensors = {"logits": predictions.logits, "label": predictions.labels, "index": predictions.indices}
+    if isinstance(model, ExpertClassifier) and len(model.experts) > 1:
+        of_experts, logits = measure_experts(model, data, device)
+        metrics |= of_experts
+        tensors |= {f"{name}_logits": own for name, own in logits.items()}
     for name, teacher in teachers.items():
         of_teacher, predictions = measure(teacher, data, device=device)
         tensors[f"{name}_logits"] = predictions.logits

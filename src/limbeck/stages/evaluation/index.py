@@ -8,5 +8,8 @@ EVALUATIONS: dict[str, str] = {
     "similarity": "limbeck.stages.evaluation.similarity",
     "language": "limbeck.stages.evaluation.language",
     "generation": "limbeck.stages.evaluation.generation",
+    "table": "limbeck.stages.evaluation.table",
+    "clustering": "limbeck.stages.evaluation.clustering",
+    "instance_bags": "limbeck.stages.evaluation.instance_bags",
 }
 """``Model.task`` -> a module with ``validate`` and ``report``, see :class:`limbeck.stages.evaluation.Evaluation`."""
