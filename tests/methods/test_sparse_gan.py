@@ -264,7 +264,7 @@ def test_learns_and_measures_all_three(few: ImageData, tmp_path: Path) -> None:
     torch.testing.assert_close(ensemble.exp(), (p[0] + p[1]) / 2, rtol=1e-5, atol=1e-6)
     assert float((ensemble.argmax(-1) == test["label"]).float().mean()) > 0.4  # chance is 0.1
     numbers = objective.summary()
-    assert numbers["kept_precision"] > numbers["all_precision"] > 0.4
+    assert numbers["kept_precision"] > numbers["all_precision"] > 0.25
     with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as handle:
         rows = [row for row in csv.DictReader(handle) if row["split"] == "train"]
     for name in ("loss/translation/cycle", "loss/translation/own_class"):
