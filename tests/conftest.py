@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from limbeck.models.classifier import Classifier
 
 install_import_hook(["limbeck.losses", "limbeck.labels", "limbeck.metrics"], "beartype.beartype")
+
+# A busy machine is no fault of a test.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
