@@ -69,6 +69,7 @@ def mixup_or_cutmix(
     mixup_alpha: float | int,
     cutmix_alpha: float | int,
     generator: torch.Generator,
+    group: int = 0,
 ) -> tuple[Float[Tensor, "batch channels height width"], Labels]:
     """Either of the two in half of the batches, as in the training of DeiT (arXiv 2012.12877, table 9).
 
@@ -79,6 +80,7 @@ def mixup_or_cutmix(
         mixup_alpha: of mixup; 0: always CutMix, or nothing where both are 0.
         cutmix_alpha: of CutMix; 0: always mixup.
         generator: draws which, and what that draws.
+        group: see :func:`mixup`.
 
     Raises:
         LimbeckError: as of :func:`mixup`.
@@ -87,8 +89,8 @@ def mixup_or_cutmix(
         return images, labels
     first = bool(torch.rand((), generator=generator, device=generator.device) < 0.5)
     if not cutmix_alpha or (first and mixup_alpha):
-        return mixup(images, labels, num_classes, mixup_alpha, generator)
-    return cutmix(images, labels, num_classes, cutmix_alpha, generator)
+        return mixup(images, labels, num_classes, mixup_alpha, generator, group)
+    return cutmix(images, labels, num_classes, cutmix_alpha, generator, group)
 
 
 def _count(images: Tensor, labels: Labels) -> int:

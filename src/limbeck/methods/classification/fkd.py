@@ -10,7 +10,7 @@ from limbeck.data.crop_stream import CropStream
 from limbeck.data.samples import ImageData
 from limbeck.data.stored_views import StoredViews
 from limbeck.errors import LimbeckError
-from limbeck.labels.mix import cutmix, mixup
+from limbeck.labels.mix import mixup_or_cutmix
 from limbeck.labels.types import Labels
 from limbeck.losses.divergence import soft_cross_entropy
 from limbeck.losses.reduction import Mean
@@ -80,10 +80,8 @@ class StoredRegions(Objective):
         if self.mixing == "none":
             return images, labels
         group = self.crops if self.mixing == "self" else 0
-        classes = len(self.student.classes)
-        if torch.rand(()) < 0.5:
-            return mixup(images, labels, classes, self.mixup_alpha, torch.default_generator, group)
-        return cutmix(images, labels, classes, self.cutmix_alpha, torch.default_generator, group)
+        alphas = (self.mixup_alpha, self.cutmix_alpha)
+        return mixup_or_cutmix(images, labels, len(self.student.classes), *alphas, torch.default_generator, group)
 
     def summary(self) -> dict[str, float]:
         """What the labels take on the disk."""

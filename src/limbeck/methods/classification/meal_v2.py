@@ -97,7 +97,7 @@ class EnsembleDistillation(Objective):
         mixed = self.cutmix_prob > 0 and float(torch.rand(())) < self.cutmix_prob
         if mixed and not self.stored:
             images = cutmix_images(images, self.cutmix_beta, torch.default_generator)
-        probabilities, teacher_logits = self.label({**batch, "image": images})
+        probabilities, judged = self.label({**batch, "image": images})
         if mixed and self.stored:
             images, labels = cutmix(images, Labels(probabilities), classes, self.cutmix_beta, torch.default_generator)
             probabilities = labels.probabilities(classes)
@@ -106,19 +106,20 @@ class EnsembleDistillation(Objective):
         terms: Terms = {"similarity": soft_cross_entropy(logits, probabilities)}
         if self.discriminator is not None:
             seen = reverse_gradient(logits) if self.mode == "adversarial" else logits
-            if self.stored:
-                seen, teacher_logits = seen.softmax(dim=-1), teacher_logits.softmax(dim=-1)
-            of_student, of_teacher = self.discriminator(torch.cat([seen, teacher_logits.to(seen)])).chunk(2)
+            seen = seen.softmax(dim=-1) if self.stored else seen
+            of_student, of_teacher = self.discriminator(torch.cat([seen, judged.to(seen)])).chunk(2)
             terms["discriminator"] = student_teacher_discriminator(of_student, of_teacher)
         return terms
 
     def label(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """p_T and z_T, [B, C] each, of all teachers or of one that is drawn for the batch."""
+        """p_T and what D sees, z_T (p_T of stored ones), [B, C]: of all teachers, or of one drawn for the batch."""
         if self.combine == "random":
             logits: Tensor = self.members[int(torch.randint(len(self.members), ()))](batch).logits.float()
-            return logits.softmax(dim=-1), logits
-        output = self.teacher(batch)
-        return output.log_probabilities.exp(), output.mean_logits
+            probabilities = logits.softmax(dim=-1)
+        else:
+            output = self.teacher(batch)
+            probabilities, logits = output.log_probabilities.exp(), output.mean_logits
+        return probabilities, probabilities if self.stored else logits
 
 
 class MEALV2:
@@ -138,9 +139,9 @@ class MEALV2:
 
     Differs from the released code: the discriminator's learning rate is ``discriminator_lr`` throughout (there the
     student's overwrites it in every epoch, which ``null`` repeats; that it does not follow the schedule is a choice).
-    Stored labels in a committee are probabilities to D, as in the released training from FKD's files: it then sees the
-    softmax of both sides; CutMix mixes the stored labels by area (there both losses). With fewer than K^2 classes the
-    hidden layers of D have at least one unit. Teachers trained here and a student
+    With stored labels in a committee D sees probabilities, p_T and the student's, as in the released training from
+    FKD's files, and CutMix mixes p_T by area (there both losses: the same in the mean over the batch). With fewer than
+    K^2 classes the hidden layers of D have at least one unit. Teachers trained here and a student
     trained on the hard labels first stand for the pretrained networks of the paper.
 
     Args:
@@ -184,9 +185,8 @@ class MEALV2:
         if not 0 <= cutmix_prob <= 1 or not cutmix_beta > 0:
             raise LimbeckError(f"cutmix_prob is {cutmix_prob}, cutmix_beta {cutmix_beta}; must be in [0, 1], above 0")
         self.data, self.start, self.committee, self.squeeze, self.fit = data, start, committee, squeeze, fit
-        judging = {"mode": mode, "K": K, "final_relu": final_relu, "discriminator_lr": discriminator_lr}
-        self.options: dict[str, Any] = {**judging, "combine": combine}
-        self.options |= {"cutmix_prob": cutmix_prob, "cutmix_beta": cutmix_beta}
+        self.options: dict[str, Any] = {"mode": mode, "K": K, "final_relu": final_relu, "combine": combine}
+        self.options |= {"discriminator_lr": discriminator_lr, "cutmix_prob": cutmix_prob, "cutmix_beta": cutmix_beta}
 
     def program(self) -> Program:
         """Train the teachers and the student on hard labels where they are not yet, then distil without labels."""
