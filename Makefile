@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## Distil a small model on real data and write a report (minu
 	$(BIN)/limbeck demo
 
 test: $(INSTALLED) ## Run the whole test suite
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(INSTALLED) ## Style, formatting and who may import whom
 	$(BIN)/python -m ruff check .
