@@ -1,13 +1,16 @@
 import hashlib
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_breast_cancer
+from sklearn.utils import Bunch
 
 from limbeck.data.bags import BagData, Bags, into_bags
 from limbeck.data.load import load
 from limbeck.data.rows import Rows, TableData
+from limbeck.data.table_sources import ADULT, MAGIC
 from limbeck.errors import LimbeckError
 from tests.data.shared_data import needs_shared
 
@@ -203,6 +206,73 @@ def test_adult_from_a_file(tmp_path):
         load("adult", 0, root=str(tmp_path))
     with pytest.raises(LimbeckError, match="does not exist"):
         load("adult", 0, root=str(tmp_path / "none"))
+
+
+@pytest.fixture
+def openml(tmp_path, monkeypatch):
+    """Nothing on this machine, and a server in the place of OpenML: what it sends, by the number of the data set."""
+    sent = {}
+
+    def fetch_openml(*, data_id, data_home, as_frame, parser, n_retries):
+        assert (data_home, as_frame, parser) == (str(tmp_path / "cache"), False, "liac-arff")
+        assert n_retries >= 1  # scikit-learn refuses 0
+        if data_id not in sent:
+            raise URLError("no route to host")
+        return sent[data_id]
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch_openml)
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LIMBECK_DATA", raising=False)
+    return sent
+
+
+def test_adult_from_openml_is_that_of_the_file(tmp_path, monkeypatch, openml):
+    """Without pandas scikit-learn gives categories as numbers and a missing value as NaN."""
+    words = {name: ["Sales", "Wife", "Cuba"] for name in ADULT[:-1] if name not in ("age", "fnlwgt", "hours-per-week")}
+    table = np.random.default_rng(0).integers(0, 3, size=(45, 14)).astype(np.float64)
+    table[7, 1] = np.nan
+    target = np.array(["<=50K", ">50K", "<=50K"] * 15, dtype=object)
+    openml[1590] = Bunch(data=table, target=target, feature_names=list(ADULT[:-1]), categories=words)
+    # Its first rows are those of adult.test.
+    monkeypatch.setattr("limbeck.data.table_sources.ADULT_ROWS", 40)
+    lines = []
+    for *values, label in zip(*table.T[:, 5:], target[5:], strict=True):
+        named = zip(ADULT[:-1], values, strict=True)
+        cells = ["?" if np.isnan(v) else words[name][int(v)] if name in words else f"{v:g}" for name, v in named]
+        lines.append(", ".join([*cells, label]))
+    (tmp_path / "adult.data").write_text("\n".join(lines) + "\n")
+    given, fetched = (load("adult", 0, root=root, bag_size=8) for root in (str(tmp_path), None))
+    assert "workclass=?" in fetched.train.columns
+    for part in ("train", "validation", "test"):
+        assert digest(getattr(fetched, part)) == digest(getattr(given, part))
+
+
+def test_magic_from_openml(openml):
+    table = np.random.default_rng(0).normal(size=(50, 11))
+    target = np.array(["g", "h"] * 25, dtype=object)
+    names = [*(f"f{name}:" for name in MAGIC[:-1]), "ID"]
+    openml[1120] = Bunch(data=table, target=target, feature_names=names, categories={})
+    data = load("magic", 0, bag_size=4)
+    assert data.train.columns == MAGIC[:-1]
+    assert (len(data.test), len(data.validation)) == (10, 4)
+    np.testing.assert_array_equal(data.test.rows, table[data.test.indices, :10].astype(np.float32))
+    assert torch.equal(data.test.labels, 1 - data.test.indices % 2)  # g is the positive class
+    openml[1120] = Bunch(data=table[:, :9], target=target, feature_names=names[:9], categories={})
+    with pytest.raises(LimbeckError, match="1120 has no 'Dist'"):
+        load("magic", 0)
+
+
+@pytest.mark.parametrize("name", ["adult", "magic"])
+def test_what_cannot_be_downloaded(tmp_path, monkeypatch, openml, name):
+    with pytest.raises(LimbeckError, match=rf"{name} is not in \$LIMBECK_DATA and cannot be .* no route to host"):
+        load(name, 0)
+    monkeypatch.setenv("LIMBECK_DATA", str(tmp_path))
+    with pytest.raises(LimbeckError, match="no route to host"):
+        load(name, 0)
+    # A folder that is there is the one that counts, and so is one that is named.
+    (tmp_path / name).mkdir()
+    with pytest.raises(LimbeckError, match=rf"{name}/\S+ does not exist"):
+        load(name, 0)
 
 
 @needs_shared

@@ -217,6 +217,9 @@ def test_inaturalist_refuses(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps(listing))
     with pytest.raises(LimbeckError, match=r"1 images have no known species, first train/b\.jpg"):
         load("inaturalist", seed=0, root=str(tmp_path), size=8)
+    (tmp_path / "val.json").write_text("[]")
+    with pytest.raises(LimbeckError, match=r"val\.json does not say what its categories are called"):
+        load("inaturalist", seed=0, root=str(tmp_path), size=8)
     (tmp_path / "train.json").write_text("{")
     with pytest.raises(LimbeckError, match="is not JSON"):
         load("inaturalist", seed=0, root=str(tmp_path), size=8)

@@ -199,3 +199,34 @@ def test_class_counts_are_those_of_the_labelled_training_samples():
     train = Samples(images, torch.tensor([0, 2, 2, -1, 2, 0]), ("a", "b", "c"))
     data = ImageData(train, train, train, None, train.classes)
     assert data.class_counts == (2, 0, 3)
+
+
+def of_sizes(*counts: int) -> ImageData:
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    train = Samples(torch.zeros(len(labels), 1, 1, 1), labels, [str(number) for number in range(len(counts))])
+    return ImageData(train, train, train, None, train.classes)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((1000, 599, 359, 215, 129, 77, 46, 27, 16, 10), True),
+        ((120, 86, 6), True),
+        ((1000, 500), True),
+        ((1000, 501), False),  # well beyond chance, but less than twice
+        ((50, 10), True),
+        ((27, 14), False),  # few samples of even classes are often so uneven
+        ((100, 50), False),
+        ((1000, 0), False),  # a class without samples is no tail
+        ((7,), False),
+    ],
+)
+def test_a_long_tail_is_clearly_one(counts: tuple[int, ...], expected: bool) -> None:
+    assert of_sizes(*counts).long_tailed is expected
+    assert of_sizes(*counts[::-1]).long_tailed is expected
+
+
+def test_even_classes_are_no_long_tail_by_chance() -> None:
+    draws = np.random.default_rng(0).multinomial([40, 200, 1000], [0.1] * 10, size=(100, 3)).reshape(-1, 10)
+    assert (draws.max(1) >= 2 * draws.min(1)).sum() > 100, "none is uneven: this test shows nothing"
+    assert not any(of_sizes(*row).long_tailed for row in draws.tolist())

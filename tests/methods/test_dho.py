@@ -16,7 +16,7 @@ from limbeck.methods.semi_supervised.dho import DHO
 from limbeck.models.classifier import Classifier
 from limbeck.models.dual_head import DualHead
 from limbeck.teachers.frozen import Frozen
-from tests.methods.tables import Floats, Table, batch, fit, kl, log_softmax, plan, softmax, student, total, value
+from tests.methods.tables import Floats, Table, batch, fit, kl, log_softmax, softmax, student, total, value
 
 LOGITS = arrays(np.float64, (5, 3), elements=st.floats(-20, 20))
 LABELS = [2, 0]
@@ -175,23 +175,35 @@ def test_streams_are_of_equal_size_and_disjoint(few: ImageData) -> None:
     assert not indices[0] & indices[1]
 
 
-def test_pair_is_chosen_after_every_epoch(few: ImageData) -> None:
+def test_pair_is_chosen_for_the_weights_that_are_measured(few: ImageData) -> None:
     objective = DHO(student(few), Frozen(student(few, seed=1)))
     objective.streams(few, 20, seed=0)
-    objective.begin(plan(samples=1437, classes=10, epochs=2.5, updates=10))
     chosen = []
-    for _ in range(10):
+    for changed in (False, True, False):
         objective.head.set_interpolation(0.123, 3.0)
-        objective.finish({})
+        if changed:
+            objective.finish({})
+        objective.trained()
         chosen.append(float(objective.head.beta) != 3.0)
-    # Epochs of four updates, and the end in the middle of the third.
-    assert [number for number, done in enumerate(chosen, 1) if done] == [4, 8, 10]
+    assert chosen == [False, True, False]  # once after an update
+    objective.calibrate(few.validation)
     said = objective.both(few.validation)
     best = max(float((z.argmax(-1) == few.validation.labels).float().mean()) for z in said.values())
     objective.eval()
     with torch.no_grad():
         mixed = objective.student(few.validation.fetch(torch.arange(len(few.validation)))).logits
     assert float((mixed.argmax(-1) == few.validation.labels).float().mean()) >= best
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_kept_pair_is_that_of_the_kept_weights(few: ImageData, tmp_path: Path, select: str) -> None:
+    """Wherever the evaluations lie in the epochs (of 70 updates here)."""
+    objective = DHO(student(few), Frozen(student(few, seed=1)))
+    weights = fit(objective, few, tmp_path, updates=15, batch_size=20, evaluations=3, select=select)
+    kept = weights["body.6.alpha"], weights["body.6.beta"]
+    objective.head.set_interpolation(0.123, 3.0)
+    objective.calibrate(few.validation)
+    assert (objective.head.alpha, objective.head.beta) == kept
 
 
 def test_given_values_are_kept(few: ImageData, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from limbeck.methods.weak.instance_teaching import InstanceTeaching
 from limbeck.methods.weak.sil import SIL
 from limbeck.models import Classifier
 from limbeck.models.bag_classifier import classify_bags
+from limbeck.models.pooling import InstancePooling
 from limbeck.stages.fit import Fit
 from limbeck.stages.settings import FitSettings
 from tests.methods.programs import run_stages
@@ -249,6 +250,38 @@ def test_streams_keep_step(data: InstanceBagData) -> None:
     updates = len(instances.samples) / instances.batch_size
     assert updates - 2 < len(bags.samples) / bags.batch_size <= updates
     assert set(instances.batch(0)) == {"query", "key", "label", "index", "hidden_label", "epoch"}
+    assert instances.views == {"query": data.view, "key": "strong"}
+    assert bags.views == {"image": data.view}
+
+
+def test_summary_counts_right_pseudo_labels_of_positive_bags() -> None:
+    """With phi = 0 and vectors that are all alike, all instances of positive bags get the class of one prototype."""
+    made = objective(epochs=4, phi_start=0.0, phi_end=0.0)
+    with torch.no_grad():
+        made.projection.layers[-1][0].bias.fill_(100.0)
+    given = batch(0, [0] * B)
+    hidden = given["instances"]["hidden_label"][given["instances"]["label"] == 1]
+    share = float(hidden.double().mean())
+    assert 0 < share < 0.5
+    for epoch, said in enumerate([1, 0, 0, 1]):
+        made.prototypes.copy_(torch.tensor([[-1.0] * 3, [1.0] * 3]) * (1 if said else -1))
+        given["instances"]["epoch"].fill_(epoch)
+        made.terms(given)
+        made.finish(given)
+    assert made.summary() == pytest.approx({"pseudo_accuracy/first": 1 - share, "pseudo_accuracy/last": share})
+
+
+def test_the_keys_see_averaged_statistics() -> None:
+    body = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 2))
+    network = Classifier(body, ("negative", "positive"), channels=1, size=8)
+    made = InstanceTeaching(classify_bags(network, "max"), **OPTIONS)
+    made.begin(plan(N, 2, epochs=4))
+    given = batch(0, [0] * B)
+    made.terms(given)
+    made.finish(given)
+    # From 0 a tenth of the way (key_momentum 0.9) to the student's, which went a tenth of the way to the batch's mean.
+    mean = 0.01 * given["instances"]["query"].flatten(1).mean(0)
+    torch.testing.assert_close(made.key_encoder.model.body[1].running_mean, mean)
 
 
 def settings(updates: int) -> FitSettings:
@@ -256,7 +289,8 @@ def settings(updates: int) -> FitSettings:
 
 
 def test_program(data: InstanceBagData, tmp_path: Path) -> None:
-    method = INSMIL(data, encoder(), settings(30), settings(5), prot_start=1, bag_start=2, queue=50, key_momentum=0.9)
+    options: dict[str, Any] = {"prot_start": 1, "bag_start": 2, "queue": 50, "key_momentum": 0.9, "pooling": "mean"}
+    method = INSMIL(data, encoder(), settings(30), settings(5), **options)
     stages = run_stages(method, tmp_path)
     assert list(stages) == ["bag-labels", "fit"]
     first, last = stages["bag-labels"], stages["fit"]
@@ -266,6 +300,9 @@ def test_program(data: InstanceBagData, tmp_path: Path) -> None:
     made = last.objective
     assert isinstance(made, InstanceTeaching)
     assert made.student is first.objective.student
+    assert isinstance(made.student.pooling, InstancePooling)
+    assert made.student.pooling.how == "mean"
+    assert (first.settings.updates, last.settings.updates) == (5, 30)
     assert bool(made.table.seen[data.train.instances.indices].all())
     # Every instance of a negative bag is negative in the table.
     negative = data.train.instances.indices[data.train.instances.labels == 0]

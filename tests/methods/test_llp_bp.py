@@ -17,7 +17,7 @@ from limbeck.metrics.ranking import auc
 from limbeck.models.build import build
 from limbeck.models.table_classifier import TableClassifier
 from limbeck.stages.fit import Fit
-from limbeck.stages.propagate import Propagate
+from limbeck.stages.propagate import Propagate, Propagation
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Context, drive
 from tests.methods.programs import run_stages
@@ -158,6 +158,22 @@ def test_neighbours_are_what_ranks_the_rows(data: BagData) -> None:
         assert data.train.hidden_labels is not None
         found[lambda_s] = auc(beliefs.log_odds, data.train.hidden_labels.flatten())
     assert found[1.0] > found[0.0] + 0.05 > 0.55
+
+
+def test_hyperparameters_of_the_propagation(data: BagData) -> None:
+    assert LLPBP(data, student(data), FIT).how == Propagation()
+    given: dict[str, Any] = {
+        "lambda_s": 0.5,
+        "lambda_b": 0.25,
+        "k": 3,
+        "delta": 1.0,
+        "kernel": "rbf",
+        "counts": "cardinality",
+        "max_positives": 1,
+        "iterations": 7,
+        "damping": 0.1,
+    }
+    assert LLPBP(data, student(data), FIT, **given).how == Propagation(**given)
 
 
 def test_dry_run_knows_the_stages(data: BagData, tmp_path: Path) -> None:

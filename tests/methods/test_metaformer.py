@@ -8,6 +8,8 @@ import torch
 from limbeck.data.load import load
 from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
+from limbeck.labels.mix import mixup_or_cutmix
+from limbeck.labels.types import Labels
 from limbeck.methods.classification.metaformer import MetaFormer
 from limbeck.methods.classification.supervised import Supervised
 from limbeck.models import Classifier, build
@@ -58,7 +60,8 @@ def test_labels_are_mixed_as_images_are(mixup: float, cutmix: float) -> None:
     objective = MetaFormer(Table(LOGITS), **{**PLAIN, "mixup": mixup, "cutmix": cutmix}, label_smoothing=0.0)
     labels = [2, 0, 1, 1]
     torch.manual_seed(3)
-    mixed, targets = objective.mix(batch(labels)["image"], _labels(labels))
+    plain = Labels(torch.tensor(labels), weight=torch.ones(4))
+    mixed, targets = mixup_or_cutmix(batch(labels)["image"], plain, 3, mixup, cutmix, torch.default_generator)
     torch.manual_seed(3)
     found = value(objective.terms(batch(labels))["ce"]).item()
     z = mixed.flatten(1).double().numpy() @ LOGITS
@@ -67,21 +70,6 @@ def test_labels_are_mixed_as_images_are(mixup: float, cutmix: float) -> None:
     if mixup:
         shares = mixed.flatten(1).numpy() @ onehot(labels, 3)
         np.testing.assert_allclose(targets.probabilities(3), shares, rtol=1e-6)
-
-
-def _labels(labels: list[int]) -> Any:
-    from limbeck.labels.types import Labels
-
-    return Labels(torch.tensor(labels), weight=torch.ones(len(labels)))
-
-
-def test_switch_between_mixup_and_cutmix() -> None:
-    images = torch.rand(4, 1, 6, 6)
-    for switch, whole in ((0.0, False), (1.0, True)):
-        torch.manual_seed(0)
-        mixed, _ = MetaFormer(Table(LOGITS), switch=switch).mix(images, _labels([0, 1, 2, 0]))
-        # CutMix only moves pixels, Mixup makes new values.
-        assert bool(torch.isin(mixed, images).all()) == whole
 
 
 def test_schedule_of_the_mask() -> None:
@@ -124,6 +112,11 @@ def test_no_masking_where_it_is_measured(data: ImageData, tmp_path: Path) -> Non
         told = objective.student({"image": images_only["image"], "meta": images_only["meta"]}).logits
     right = float((said.argmax(-1) == data.test.labels).float().mean())
     assert found["without_meta/accuracy"] == pytest.approx(right)
+    held = data.validation.fetch(torch.arange(len(data.validation)))
+    with torch.no_grad():
+        blind = objective.student({"image": held["image"]}).logits.argmax(-1)
+    assert found["validation/without_meta/accuracy"] == pytest.approx(float((blind == held["label"]).float().mean()))
+    assert found["validation/without_meta/accuracy"] != found["without_meta/accuracy"]
     assert torch.equal(predict_logits(objective.student, data.test).logits.argmax(-1), told.argmax(-1))
     assert not torch.equal(said, told)
     assert quality(predict_logits(objective.student, data.test))["accuracy"] == pytest.approx(
@@ -147,6 +140,6 @@ def test_refuses(digits: ImageData) -> None:
     with pytest.raises(LimbeckError, match="the student reads meta-information, and the data have none"):
         MetaFormer(network(digits)).streams(digits, 10, seed=0)
     MetaFormer(network(digits, meta_dims=[])).streams(digits, 10, seed=0)
-    for arguments in ({"mask_prob": 1.5}, {"switch": -0.1}, {"label_smoothing": 2.0}, {"mixup": -1.0}):
+    for arguments in ({"mask_prob": 1.5}, {"label_smoothing": 2.0}, {"mixup": -1.0}):
         with pytest.raises(LimbeckError, match=next(iter(arguments))):
             MetaFormer(Table(LOGITS), **arguments)  # type: ignore[arg-type]

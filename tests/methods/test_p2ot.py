@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.special import log_softmax
 
 from limbeck.data.load import load
@@ -17,6 +18,7 @@ from limbeck.models import build
 from limbeck.models.clusterer import cluster
 from limbeck.models.folder import load as load_model
 from limbeck.models.folder import save
+from limbeck.stages.evaluation import predict_logits
 from limbeck.stages.evaluation.clustering import measure_training, report, validate
 from limbeck.stages.objective import Plan
 from limbeck.stages.settings import FitSettings
@@ -178,8 +180,11 @@ def test_summary_and_report(data, tmp_path):
     model = objective.trained()
     metrics = report(model, {}, data, tmp_path, CPU)
     assert {"nmi", "train/size_kl", "validation/cluster_accuracy", "parameters"} <= metrics.keys()
-    assert (tmp_path / "clusters.safetensors").is_file()
-    assert measure_training(model, data)[1].tolist() == data.train.labels.bincount(minlength=10).tolist()
+    table = load_file(tmp_path / "clusters.safetensors")["training"]
+    said = predict_logits(model, data.train).logits.argmax(-1)
+    pairs = list(zip(said.tolist(), data.train.labels.tolist(), strict=True))
+    assert table.tolist() == [[pairs.count((k, c)) for c in range(10)] for k in range(model.clusters)]
+    assert torch.equal(measure_training(model, data)[1], table)
     save(model, tmp_path / "model")
     assert validate(load_model(tmp_path / "model"), data, CPU) == validate(model, data, CPU)
 

@@ -16,8 +16,10 @@ from limbeck.losses.contrastive import nt_xent
 from limbeck.methods.classification.supervised import Supervised
 from limbeck.methods.semi_supervised.contrastive import Contrastive
 from limbeck.methods.semi_supervised.simclr_v2 import Distillation, SimCLRv2
+from limbeck.models import load as load_model
 from limbeck.models.classifier import Classifier
 from limbeck.models.projector import Projector, project_contrastively
+from limbeck.models.tapped import tap
 from limbeck.stages.digest import digest
 from limbeck.stages.fit import Fit
 from limbeck.stages.settings import FitSettings
@@ -205,6 +207,12 @@ def test_program(few: ImageData, tmp_path: Path) -> None:
     def look(stage: Stage) -> None:
         assert isinstance(stage, Fit)
         said[stage.name] = digest(stage.objective.student)
+        if stage.name == "finetune":  # encoder and first layer of the head are those that were pre-trained
+            learnt, begun = load_model(tmp_path / "pretrain" / "model"), stage.objective.student
+            assert isinstance(learnt, Projector)
+            assert isinstance(begun, Classifier)
+            expected = tap(learnt, 1).state_dict()
+            assert all(torch.equal(value, expected[name]) for name, value in begun.state_dict().items())
 
     stages = run_stages(method(few), tmp_path, look=look)
     assert list(stages) == ["pretrain", "finetune", "self-distil", "distil"]

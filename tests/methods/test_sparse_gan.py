@@ -139,6 +139,14 @@ def test_pseudo_labels(few: ImageData) -> None:
     assert len(set(made["target"].tolist())) > 3
 
 
+def test_the_average_is_of_earlier_visits(few: ImageData) -> None:
+    objective = objective_of(few, past_weight=1.0, average_decay=0.0)
+    batch = batches(objective, few)["unlabeled"]
+    objective.vote.past.write(batch["index"], torch.eye(10)[[7]].expand(24, -1))
+    assert objective.label(batch)["pseudo"].tolist() == [7] * 24
+    assert not objective.vote.past.read(batch["index"])[0][:, 7].eq(1).any()
+
+
 def unlabeled(objective: SPARSE, data: ImageData) -> dict[str, Any]:
     batch = batches(objective, data)
     return {**batch, "unlabeled": objective.label(batch["unlabeled"])}
@@ -158,13 +166,13 @@ def test_phases_2_and_3(few: ImageData) -> None:
     penalties = []
     for one in (share * x + (1 - share) * fake).detach().split(1):
         one.requires_grad_(True)
-        (slope,) = torch.autograd.grad(D(one).realness.sum(), one)
-        penalties.append((slope.norm().item() - 1) ** 2)
+        (slope,) = torch.autograd.grad(D(one).realness.sum(), one, create_graph=True)
+        penalties.append((slope.norm() - 1) ** 2)
     on = kept > 0
     expected = {
         "critic": {
             "adversarial": D(fake).realness.mean() - D(x).realness.mean(),
-            "penalty": torch.tensor(3 * np.mean(penalties)),
+            "penalty": 3 * torch.stack(penalties).mean(),
             "class": bce(D(x).logits, pseudo)[on].mean(),
         },
         "translation": {
@@ -181,9 +189,17 @@ def test_phases_2_and_3(few: ImageData) -> None:
         for name, number in terms.items():
             assert value(found[name]).item() == pytest.approx(number.item(), rel=1e-4, abs=1e-6), (phase, name)
 
-    # Who learns in which phase.
+    # Who learns in which phase, and what.
     learns = {"critic": "discriminator", "translation": "generator", "classifier": "student"}
     for phase, name in learns.items():
+        own = list(objective.get_submodule(name).parameters())
+        for part, term in getattr(objective, phase)(batch).items():
+            both = [
+                torch.autograd.grad(t, own, retain_graph=True, allow_unused=True, materialize_grads=True)
+                for t in (value(term), expected[phase][part])
+            ]
+            for one, other in zip(*both, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=f"{phase}/{part}")
         objective.zero_grad()
         total(getattr(objective, phase)(batch)).backward()
         touched = {n.partition(".")[0] for n, p in objective.named_parameters() if p.grad is not None}
@@ -210,6 +226,18 @@ def test_schedule(few: ImageData) -> None:
     assert [int(objective.supervised(number)) for number in range(34)] == once + once
 
 
+def test_a_pass_reads_every_image_once(few: ImageData) -> None:
+    objective = objective_of(few, mu=3)
+    assert few.unlabeled is not None
+    streams = objective.streams(few, 24, seed=0)
+    for name, samples in (("labeled", few.train), ("unlabeled", few.unlabeled)):
+        own = [number for number in range(34) if objective.supervised(number) == (name == "labeled")]
+        read = torch.cat([streams[name].batch(number)["index"] for number in own])
+        once = read[: len(read) // len(samples) * len(samples)].view(-1, len(samples)).sort().values
+        assert len(once) == {"labeled": 5, "unlabeled": 1}[name]
+        assert torch.equal(once, samples.indices.sort().values.expand_as(once))
+
+
 def test_updates(few: ImageData) -> None:
     objective = objective_of(few)
     batch = batches(objective, few)
@@ -225,21 +253,52 @@ def test_updates(few: ImageData) -> None:
     assert [g["weight_decay"] for o in engine.optimizers.values() for g in o.param_groups] == [1e-4, 0.01, 0.01]
 
 
-def test_step_of_phase_2_in_turn(few: ImageData) -> None:
-    """Gradients of one phase do not leak into the next: D's step is that of L_D alone, after whatever came before."""
-    made = []
-    for before in (0, 1):
-        objective = objective_of(few)
-        batch = batches(objective, few)
-        engine = engine_of(objective)
-        if before:
-            for parameter in objective.parameters():
-                parameter.grad = torch.full_like(parameter, 100.0)
-        engine.number = 3
-        torch.manual_seed(5)
-        engine.update(batch)
-        made.append([digest(part) for part in (objective.student, objective.generator, objective.discriminator)])
-    assert made[0] == made[1]
+@pytest.mark.parametrize("number", [0, 3])
+def test_steps_in_order(few: ImageData, number: int) -> None:
+    """Each step is that of its own loss, at what the steps before it left, whatever gradients were there before."""
+    engine = engine_of(objective_of(few))
+    objective = engine.objective
+    assert isinstance(objective, SPARSE)
+    for parameter in objective.parameters():
+        parameter.grad = torch.full_like(parameter, 100.0)
+    engine.number = number
+    torch.manual_seed(5)
+    engine.update(batches(objective, few))
+
+    other = objective_of(few)
+    decay = {other.student: 1e-4, other.generator: 0.01, other.discriminator: 0.01}
+    steps = {net: torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=wd) for net, wd in decay.items()}
+    batch = batches(other, few)
+    torch.manual_seed(5)
+    if number == 0:
+        total(other.terms(batch)).backward()
+        for step in steps.values():
+            step.step()
+    else:
+        batch = {**batch, "unlabeled": other.label(batch["unlabeled"])}
+        phases = {
+            other.discriminator: other.critic,
+            other.generator: other.translation,
+            other.student: other.classifier,
+        }
+        for net, phase in phases.items():
+            steps[net].zero_grad()
+            total(phase(batch)).backward()
+            steps[net].step()
+    for name in ("student", "generator", "discriminator"):
+        assert digest(objective.get_submodule(name)) == digest(other.get_submodule(name)), name
+
+
+def test_biases_may_go_without_decay(few: ImageData) -> None:
+    objective = objective_of(few)
+    settings = FitSettings(updates=1, optimizer={"name": "adamw", "lr": 1e-3, "weight_decay": 1e-4}, decay_biases=False)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    groups = objective.parameter_groups()
+    module, *wrapped = fabric.setup(objective, *(settings.make_optimizer(group) for group in groups.values()))
+    engine = Engine(fabric, module, dict(zip(groups, wrapped, strict=True)))
+    engine.update(batches(objective, few))
+    found = [[g["weight_decay"] for g in o.param_groups] for o in engine.optimizers.values()]
+    assert found == [[1e-4, 0], [0.01, 0], [0.01, 0]]
 
 
 def test_learns_and_measures_all_three(few: ImageData, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
 from limbeck.labels.nearest_labelled import class_similarity, nearest_class
 from limbeck.labels.query import largest
+from limbeck.methods.semi_supervised.contrastive import Contrastive
 from limbeck.methods.semi_supervised.wad import WAD, WeightedPseudoLabels
 from limbeck.metrics.ranking import auc
 from limbeck.stages.fit import Fit
@@ -149,6 +150,16 @@ def test_the_student_goes_on_and_the_teacher_stays(mixed: ImageData, tmp_path: P
         after = starts[f"round-{number + 1}"]
         assert all(torch.equal(kept[name], after[name]) for name in kept)
         assert not all(torch.equal(starts[f"round-{number}"][name], after[name]) for name in kept)
+    first = stages["contrast"]
+    assert isinstance(first, Fit)
+    assert isinstance(first.objective, Contrastive)
+    assert (first.objective.temperature, first.objective.view) == (0.5, "simclr_cifar")
+    head = first.objective.student.head
+    assert [(part.in_features, part.out_features) for part in head.modules() if isinstance(part, torch.nn.Linear)] == [
+        (64, 64),
+        (64, 16),
+    ]
+    assert not any(isinstance(part, torch.nn.BatchNorm1d) for part in head.modules())
     scored = stages["features-1"]
     assert isinstance(scored, Score)
     teacher = load(tmp_path / "contrast" / "model").state_dict()

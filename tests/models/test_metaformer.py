@@ -9,7 +9,7 @@ import torch
 from limbeck.errors import LimbeckError
 from limbeck.models import ImageTask, build, load, save
 from limbeck.models.hybrid import MBConv, RelativeBlock
-from limbeck.models.metaformer import MetaClassifier, MetaFormerNetwork, TokenStage
+from limbeck.models.metaformer import MetaClassifier, MetaFormerNetwork, MetaTokens, TokenStage
 
 TASK = ImageTask(("ant", "bee", "cat"), channels=1, size=(8, 8), mean=(0.3,), std=(0.4,))
 SMALL: dict[str, Any] = {"widths": [4, 4, 6, 8, 12], "depths": [1, 2, 2, 1], "heads": 2, "stem_stride": 1}
@@ -99,6 +99,47 @@ def test_relative_attention() -> None:
     np.testing.assert_allclose(found, reference_attention(block, x.numpy(), (2, 3), 2), rtol=1e-9, atol=1e-12)
 
 
+def normalised(x: np.ndarray) -> np.ndarray:
+    """Layer normalisation as it is drawn: scale 1, shift 0."""
+    found: np.ndarray = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return found
+
+
+def linear(layer: torch.nn.Module, x: np.ndarray) -> np.ndarray:
+    assert isinstance(layer, torch.nn.Linear)
+    found: np.ndarray = x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+    return found
+
+
+def test_tokens_of_groups() -> None:
+    """LN(ReLU(linear)) of the group's own numbers, then x + LN(ReLU(W_2 LN(ReLU(W_1 x))))."""
+    torch.manual_seed(0)
+    tokens = MetaTokens([4, 3], 6).double()
+    found = [token.detach().numpy() for token in tokens(META.double())]
+    for group, encoder, token in zip(np.split(META.double().numpy(), [4], axis=1), tokens.encoders, found, strict=True):
+        first, second = (part for part in encoder[3].modules() if isinstance(part, torch.nn.Linear))
+        x = normalised(np.maximum(linear(encoder[0], group), 0))
+        inner = normalised(np.maximum(linear(first, x), 0))
+        expected = x + normalised(np.maximum(linear(second, inner), 0))
+        np.testing.assert_allclose(token[:, 0], expected, rtol=1e-9)
+
+
+def test_patches_overlap_and_are_normalised() -> None:
+    """3x3 of the map every second pixel, normalised over channels; without blocks they are the new map."""
+    torch.manual_seed(0)
+    stage = TokenStage(3, 8, (2, 3), [4, 3], heads=2, hidden=16, drops=[]).double()
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    with torch.no_grad():
+        token, patches = stage(x, META[:2].double())
+        padded = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        assert torch.equal(token, stage.token.expand(2, -1))
+    weight, bias = stage.patches.weight.detach().numpy(), stage.patches.bias.detach().numpy()  # type: ignore[union-attr]
+    for i, j in np.ndindex(2, 3):
+        window = padded[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+        expected = normalised(np.einsum("bchw,dchw->bd", window, weight) + bias)
+        np.testing.assert_allclose(patches[:, :, i, j], expected, rtol=1e-9)
+
+
 def test_order_of_groups_does_not_matter_to_patches() -> None:
     """Groups share one bias: exchanged together with their encoders they leave class token and patches as they are."""
     torch.manual_seed(0)
@@ -128,6 +169,13 @@ def test_aggregation_of_the_second_token_only() -> None:
     with torch.no_grad():
         body.aggregate.weight.copy_(torch.tensor([[[1.0], [0.0]]]))
         assert not torch.allclose(model({"image": IMAGES, "meta": META}).features, found)
+        token1, _ = body.stage3(body.convolutions(body.stem(model.normalise(IMAGES))), META)
+        again = model({"image": IMAGES, "meta": META}).features
+    # The first token alone: LN(MLP(LN(CLS_1))), normalised once more.
+    up, down = (part for part in body.first.modules() if isinstance(part, torch.nn.Linear))  # type: ignore[union-attr]
+    hidden = torch.nn.functional.gelu(torch.from_numpy(linear(up, normalised(token1.numpy()))))
+    expected = normalised(normalised(linear(down, hidden.numpy())))
+    np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-5)  # float32
 
 
 def test_mbconv_keeps_or_halves_the_map() -> None:
@@ -137,6 +185,33 @@ def test_mbconv_keeps_or_halves_the_map() -> None:
     torch.manual_seed(0)
     assert torch.equal(block(x), x)  # every sample skips the block
     assert not torch.equal(block.eval()(x), x)
+
+
+def test_gate_of_mbconv_scales_channels() -> None:
+    """Shut but for its bias it lets sigmoid(bias) of each hidden channel through, before the last convolution."""
+    torch.manual_seed(0)
+    x, block = torch.randn(2, 3, 5, 5), MBConv(3, 4).eval()
+    expanded, spread = block.expand, block.depthwise
+    last = block.gate[3]
+    assert isinstance(last, torch.nn.Conv2d)
+    assert last.bias is not None
+    assert (last.in_channels, last.out_channels) == (1, 12)  # max(1, 3 // 4), 4 * 3
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.linspace(-2, 2, 12))
+        hidden = torch.nn.functional.silu(expanded[1](expanded[0](x)))
+        hidden = torch.nn.functional.silu(spread[1](spread[0](hidden)))
+        share = 1 / (1 + torch.exp(-torch.linspace(-2, 2, 12)))
+        expected = block.project(hidden * share[:, None, None])
+        torch.testing.assert_close(block(x), expected)
+
+
+def test_blocks_are_skipped_more_and_more_often() -> None:
+    body = make(drop_path=0.5).body
+    assert isinstance(body, MetaFormerNetwork)
+    drops = [part.drop.p for part in body.convolutions if isinstance(part, MBConv)]
+    drops += [part.drop for stage in (body.stage3, body.stage4) for part in stage.blocks]
+    assert drops == pytest.approx(np.linspace(0, 0.5, 6))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13)])

@@ -6,6 +6,8 @@ import torch
 
 from limbeck.data.bags import Bags
 from limbeck.errors import LimbeckError
+from limbeck.labels.neighbours import neighbour_edges
+from limbeck.labels.propagate import Counts, count_pairs, join, propagate, smoothness
 from limbeck.metrics.ranking import auc
 from limbeck.stages.progress import Reporter
 from limbeck.stages.propagate import Propagate, Propagation
@@ -49,6 +51,24 @@ def test_only_rows_of_bags_with_few_positives_seek():
     some = Propagation(**WEAK, max_positives=1).solve(features(bags), bags)[1]
     none = Propagation(**WEAK, max_positives=-1).solve(features(bags), bags)[1]
     assert 0 == none < some < every
+
+
+@pytest.mark.parametrize("counts", ["pairwise", "cardinality"])
+def test_every_number_has_its_place(counts):
+    bags = clusters(count=80)
+    rows, nodes = features(bags), 80
+    how = Propagation(0.4, 0.3, 4, 1e-4, "rbf", counts, 1, iterations=3, damping=0.2)
+    seekers = torch.tensor([count <= 1 for count in bags.counts.tolist() for _ in range(4)])
+    edges = neighbour_edges(rows, 4, 1e-4, seekers)
+    assert 0 < len(edges) < len(neighbour_edges(rows, 4, 2.0, seekers)) < len(neighbour_edges(rows, 4))
+    weights = (-(rows[edges[:, 0]] - rows[edges[:, 1]]).square().sum(1) / 2).exp()
+    field, factors = smoothness(nodes, edges, weights, 0.4), Counts(bags.members, bags.counts, 0.3)
+    if counts == "pairwise":
+        field, factors = join(field, count_pairs(nodes, bags.members, bags.counts, 0.3)), None
+    expected = propagate(field, factors, iterations=3, damping=0.2)
+    found, number = how.solve(rows, bags)
+    assert (number, found.iterations) == (len(edges), 3)
+    torch.testing.assert_close(found.log_odds, expected.log_odds, rtol=1e-5, atol=1e-6)  # float32 distances
 
 
 def test_stage(tmp_path):

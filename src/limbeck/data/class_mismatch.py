@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from limbeck.data.load import open_source
 from limbeck.data.random import derive, permutation
 from limbeck.data.samples import ImageData, Samples, concat
 from limbeck.data.splits import Split, split
-from limbeck.data.variant import choose_classes, open_source
+from limbeck.data.variant import choose_classes
 from limbeck.errors import LimbeckError
 
 _SPLIT_OPTIONS = tuple(field.name for field in dataclasses.fields(Split))

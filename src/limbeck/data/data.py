@@ -1,6 +1,7 @@
 """What every kind of data has in common: rows by position, and the sets of them that a run needs."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,34 @@ class Data:
         """Labelled training samples of each class; empty where there are no classes to count."""
         return ()
 
+    @property
+    def long_tailed(self) -> bool:
+        """Whether some classes have clearly more labelled training samples than others, and none is without.
+
+        The largest has at least twice the samples of the smallest, and more than it by five standard deviations of the
+        difference of two Poisson numbers: a small draw of even classes is often as uneven as the first.
+        """
+        most, least = max(self.class_counts, default=0), min(self.class_counts, default=0)
+        return least > 0 and most >= 2 * least and most - least > 5 * math.sqrt(most + least)
+
     def update_hash(self, digest: "hashlib._Hash") -> None:
         """Add to a hash what decides a training beside the samples themselves."""
         digest.update(f"{type(self).__name__} {self.classes} {dict(self.training_views)} {self.flip}".encode())
+
+
+@dataclass(frozen=True)
+class ViewedData(Data):
+    """The data of one run whose images plain supervised training sees in one view.
+
+    Attributes:
+        view: the augmentation of training images, a name of :mod:`limbeck.data.views`.
+        flip: whether views may mirror images.
+    """
+
+    view: str = "weak"
+    flip: bool = False
+
+    @property
+    def training_views(self) -> Mapping[str, str]:
+        """``image`` in the view of plain supervised training."""
+        return {"image": self.view}

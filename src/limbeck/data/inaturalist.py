@@ -46,10 +46,13 @@ def inaturalist(root: str, year: Literal[2017, 2018, 2021] = 2021, size: int | N
     mini = year == 2021 and not (top / "train.json").is_file() and (top / "train_mini.json").is_file()
     names = {2021: ("train_mini" if mini else "train", "val")}.get(year, (f"train{year}", f"val{year}"))
     train, test = (_read(top / f"{name}.json") for name in names)
-    species = {int(row["id"]): str(row["name"]) for row in test["categories"]}
-    if year == 2018:
-        called = {int(row["id"]): str(row["name"]) for row in _read(top / "categories.json")}
-        species = {number: called[int(name)] for number, name in species.items()}
+    try:
+        species = {int(row["id"]): str(row["name"]) for row in test["categories"]}
+        if year == 2018:
+            called = {int(row["id"]): str(row["name"]) for row in _read(top / "categories.json")}
+            species = {number: called[int(name)] for number, name in species.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise LimbeckError(f"{top}: {names[1]}.json does not say what its categories are called: {error}") from None
     parts = [
         _part(top, listing, sorted(species), [species[number] for number in sorted(species)], size, where)
         for listing, where in (
@@ -81,10 +84,10 @@ def _part(
         images = [(row["id"], str(row["file_name"]), row) for row in listing["images"]]
     except (KeyError, TypeError) as error:
         raise LimbeckError(f"{top / where}.json has no {error} in its images or annotations") from None
-    without = [name for number, name, _ in images if labels.get(number) not in numbers]
+    order = {number: place for place, number in enumerate(numbers)}
+    without = [name for number, name, _ in images if labels.get(number) not in order]
     if without:
         raise LimbeckError(f"{top / where}.json: {len(without)} images have no known species, first {without[0]}")
-    order = {number: place for place, number in enumerate(numbers)}
     locations = listing["locations"]
     known = [row if locations is None else locations.get(number, {}) for number, _, row in images]
     when = torch.tensor([_when(row.get("date")) for row in known])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.data.data import Batch, Data, Records
+from limbeck.data.data import Batch, Records, ViewedData
 from limbeck.data.load import load_images
 from limbeck.data.random import derive, permutation, uniforms
 from limbeck.data.samples import ImageData, Samples
@@ -120,26 +120,13 @@ def spread(values: Tensor, mask: Tensor, fill: float = 0) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InstanceBagData(Data):
-    """The multiple-instance bags of one run.
-
-    Attributes:
-        view: the augmentation of training images, a name of :mod:`limbeck.data.views`.
-        flip: whether views may mirror images.
-    """
+class InstanceBagData(ViewedData):
+    """The multiple-instance bags of one run."""
 
     train: InstanceBags
     validation: InstanceBags
     test: InstanceBags
     unlabeled: None
-    classes: tuple[str, ...]
-    view: str = "weak"
-    flip: bool = False
-
-    @property
-    def training_views(self) -> Mapping[str, str]:
-        """``image`` in the view of plain supervised training."""
-        return {"image": self.view}
 
     @cached_property
     def task(self) -> "ImageTask":

@@ -87,6 +87,31 @@ def load_images(dataset: str | Mapping[str, Any], seed: int, where: str) -> Imag
     return data
 
 
+def open_source(dataset: str | dict[str, Any], where: str) -> Source:
+    """Open a data set of labelled images that leaves its splits to others.
+
+    Args:
+        dataset: a data block without splits.
+        where: which source asks, for messages.
+
+    Raises:
+        LimbeckError: it cannot be opened, or makes its own splits.
+    """
+    block = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
+    function = source_function(str(block.pop("name", "")))
+    if makes_splits(function):
+        raise LimbeckError(
+            f"{where}: dataset {function.__name__!r} makes its own splits; take one of images with labels"
+        )
+    try:
+        inspect.signature(function).bind(**block)
+    except TypeError as error:
+        raise LimbeckError(f"{where}: dataset {function.__name__!r}: {error}; splits are options of {where}") from None
+    source = function(**block)
+    assert isinstance(source, Source)
+    return source
+
+
 def from_datasets(
     train: Any,
     test: Any,

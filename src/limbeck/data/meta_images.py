@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from limbeck.data.data import Batch
+from limbeck.data.load import open_source
 from limbeck.data.meta_encoding import encode_place, encode_time
 from limbeck.data.random import derive, uniforms
 from limbeck.data.samples import Samples, Source
-from limbeck.data.variant import open_source
 from limbeck.errors import LimbeckError
 
 

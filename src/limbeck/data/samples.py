@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.data import views as view_functions
-from limbeck.data.data import Batch, Data, Records
+from limbeck.data.data import Batch, Records, ViewedData
 from limbeck.data.pixels import Images, Joined, Memory
 from limbeck.data.statistics import channel_statistics
 from limbeck.errors import LimbeckError
@@ -288,26 +288,13 @@ class Source:
 
 
 @dataclass(frozen=True)
-class ImageData(Data):
-    """The images with labels of one run.
-
-    Attributes:
-        view: the augmentation of training images, a name of :mod:`limbeck.data.views`.
-        flip: whether views may mirror images.
-    """
+class ImageData(ViewedData):
+    """The images with labels of one run."""
 
     train: Samples
     validation: Samples
     test: Samples
     unlabeled: Samples | None
-    classes: tuple[str, ...]
-    view: str = "weak"
-    flip: bool = False
-
-    @property
-    def training_views(self) -> Mapping[str, str]:
-        """``image`` in the view of plain supervised training."""
-        return {"image": self.view}
 
     @property
     def class_counts(self) -> tuple[int, ...]:

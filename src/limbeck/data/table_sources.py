@@ -1,6 +1,7 @@
 """Where tables come from: UCI's Adult and MAGIC, and one that comes with scikit-learn."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from limbeck.data.bags import BagData, Grouping, into_bags
-from limbeck.data.places import existing
+from limbeck.data.places import cache, existing
 from limbeck.data.random import derive, permutation
 from limbeck.data.rows import Rows
 from limbeck.errors import LimbeckError, nearest, require
@@ -20,6 +21,12 @@ ADULT = (
     *("race", "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country", "income"),
 )
 """The columns of adult.data, which has no header."""
+
+ADULT_ROWS = 32561
+"""The lines of adult.data."""
+
+MAGIC = ("Length", "Width", "Size", "Conc", "Conc1", "Asym", "M3Long", "M3Trans", "Alpha", "Dist", "class")
+"""The columns of MAGIC's files, in their order."""
 
 
 class Table(NamedTuple):
@@ -38,7 +45,7 @@ class Table(NamedTuple):
 
 def adult(
     seed: int,
-    root: str = "$LIMBECK_DATA/adult",
+    root: str | None = None,
     bag_size: int = 8,
     bags: Grouping = "random",
     feature: str | None = None,
@@ -52,7 +59,8 @@ def adult(
 
     Args:
         seed: of the run; decides validation, train_size and bags.
-        root: folder that holds adult.data.
+        root: folder that holds adult.data. Where not given $LIMBECK_DATA/adult; where that does not exist the same rows
+            are downloaded from OpenML (number 1590) into the cache folder.
         bag_size: training rows a bag.
         bags: which rows make a bag: random ones, or those alike in a feature.
         feature: the column that orders the rows into bags by feature, such as age or occupation.
@@ -60,16 +68,19 @@ def adult(
         validation: fraction (below 1) or number (from 1 on) of rows with labels that are held out.
 
     Raises:
-        LimbeckError: the file is missing or is not what it should be, or an option is out of range.
+        LimbeckError: the file is missing and cannot be downloaded or is not what it should be, or an option is out of
+            range.
     """
-    rows = _read(Path(root) / "adult.data", ADULT)
+    folder = _folder(root, "adult")
+    # OpenML has adult.test before adult.data.
+    rows = _download(1590, "adult", ADULT)[-ADULT_ROWS:] if folder is None else _read(folder / "adult.data", ADULT)
     table = _table(rows, ADULT, positive=">50K", negative="<=50K")
     return _split(table, None, seed, bag_size, bags, feature, train_size, validation)
 
 
 def magic(
     seed: int,
-    root: str = "$LIMBECK_DATA/magic",
+    root: str | None = None,
     bag_size: int = 8,
     bags: Grouping = "random",
     feature: str | None = None,
@@ -82,7 +93,8 @@ def magic(
 
     Args:
         seed: of the run; decides validation, train_size and bags.
-        root: folder that holds train.csv and test.csv.
+        root: folder that holds train.csv and test.csv. Where not given $LIMBECK_DATA/magic; where that does not exist
+            all rows are downloaded from OpenML (number 1120) into the cache folder, a fixed fifth as the test split.
         bag_size: training rows a bag.
         bags: which rows make a bag: random ones, or those alike in a feature.
         feature: the column that orders the rows into bags by feature, such as Length.
@@ -90,13 +102,17 @@ def magic(
         validation: fraction (below 1) or number (from 1 on) of rows with labels that are held out.
 
     Raises:
-        LimbeckError: a file is missing or is not what it should be, or an option is out of range.
+        LimbeckError: a file is missing and cannot be downloaded or is not what it should be, or an option is out of
+            range.
     """
-    parts = []
-    for name in ("train.csv", "test.csv"):
-        header, *rows = _read(Path(root) / name)
-        parts.append(_table(rows, header, positive="g", negative="h"))
-    return _split(parts[0], parts[1], seed, bag_size, bags, feature, train_size, validation)
+    folder = _folder(root, "magic")
+    if folder is None:
+        parts = [_table(_download(1120, "magic", MAGIC), MAGIC, positive="g", negative="h")]
+    else:
+        files = [_read(folder / name) for name in ("train.csv", "test.csv")]
+        parts = [_table(rows, header, positive="g", negative="h") for header, *rows in files]
+    test = parts[1] if len(parts) == 2 else None
+    return _split(parts[0], test, seed, bag_size, bags, feature, train_size, validation)
 
 
 def breast_cancer(
@@ -129,6 +145,37 @@ def breast_cancer(
     return _split(table, None, seed, bag_size, bags, feature, train_size, validation)
 
 
+def _folder(root: str | None, name: str) -> Path | None:
+    """Where a table lies: the folder that is given, else ``name`` below $LIMBECK_DATA; None where it is in neither."""
+    shared = os.environ.get("LIMBECK_DATA")
+    if root is None and not (shared and (existing(shared) / name).is_dir()):
+        return None
+    return Path(root or f"$LIMBECK_DATA/{name}")
+
+
+def _download(number: int, name: str, header: Sequence[str]) -> list[tuple[str | float, ...]]:
+    """The lines of a data set of OpenML as its file would hold them, each as long as the header, the class last."""
+    datasets = require("sklearn.datasets", extra="all")
+    try:
+        # Without pandas: categories come as numbers, NaN where missing.
+        how = {"data_home": str(cache()), "as_frame": False, "parser": "liac-arff", "n_retries": 1}
+        found = datasets.fetch_openml(data_id=number, **how)
+    except (OSError, ValueError) as error:  # no network, no answer, or not the whole file
+        raise LimbeckError(
+            f"{name} is not in $LIMBECK_DATA and cannot be downloaded from OpenML, number {number} ({error}); "
+            "data.root names the folder that holds it"
+        ) from error
+    columns: list[list[str | float]] = []
+    for column in header[:-1]:
+        # OpenML's MAGIC has fLength: for Length.
+        given = next((n for n in found.feature_names if n in (column, f"f{column}:")), None)
+        if given is None:
+            raise LimbeckError(f"OpenML's data set {number} has no {column!r}; it has {', '.join(found.feature_names)}")
+        values, words = found.data[:, found.feature_names.index(given)].tolist(), found.categories.get(given)
+        columns.append(values if words is None else ["?" if np.isnan(v) else words[int(v)] for v in values])
+    return list(zip(*columns, found.target.tolist(), strict=True))
+
+
 def _read(path: Path, header: Sequence[str] | None = None) -> list[list[str]]:
     """The lines of a file of comma-separated values; all of them as long as the header, the first one by default."""
     file = existing(path)
@@ -143,7 +190,7 @@ def _read(path: Path, header: Sequence[str] | None = None) -> list[list[str]]:
     return rows
 
 
-def _table(rows: Sequence[Sequence[str]], names: Sequence[str], *, positive: str, negative: str) -> Table:
+def _table(rows: Sequence[Sequence[str | float]], names: Sequence[str], *, positive: str, negative: str) -> Table:
     """Columns from lines whose last value is the class; a column of which every value is a number is one of numbers."""
     *features, target = (np.array(column) for column in zip(*rows, strict=True))
     unknown = sorted({*target.tolist()} - {positive, negative})

@@ -1,13 +1,12 @@
 """A data set like another one: some of its classes, its images turned."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck.data.load import makes_splits, source_function
+from limbeck.data.load import open_source
 from limbeck.data.pixels import Images
 from limbeck.data.samples import Samples, Source
 from limbeck.errors import LimbeckError, nearest
@@ -25,31 +24,6 @@ def variant(dataset: str | dict[str, Any] = "digits", classes: list[str] | None 
         LimbeckError: the data set cannot be opened or makes its own splits, or has no such class.
     """
     return choose_classes(open_source(dataset, "variant"), classes, turns, "variant")
-
-
-def open_source(dataset: str | dict[str, Any], where: str) -> Source:
-    """Open a data set of labelled images that leaves its splits to others.
-
-    Args:
-        dataset: a data block without splits.
-        where: which source asks, for messages.
-
-    Raises:
-        LimbeckError: it cannot be opened, or makes its own splits.
-    """
-    block = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
-    function = source_function(str(block.pop("name", "")))
-    if makes_splits(function):
-        raise LimbeckError(
-            f"{where}: dataset {function.__name__!r} makes its own splits; take one of images with labels"
-        )
-    try:
-        inspect.signature(function).bind(**block)
-    except TypeError as error:
-        raise LimbeckError(f"{where}: dataset {function.__name__!r}: {error}; splits are options of {where}") from None
-    source = function(**block)
-    assert isinstance(source, Source)
-    return source
 
 
 def choose_classes(source: Source, classes: Sequence[str] | None, turns: int, where: str) -> Source:

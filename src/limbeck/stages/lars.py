@@ -15,7 +15,8 @@ class LARS(Optimizer):
         g' = g + d w,    v <- m v + lr (eta ||w|| / ||g'||) g',    w <- w - v,
 
     where the quotient is 1 if either norm is 0. Parameters of fewer than two dimensions (biases, scales and shifts of
-    normalisation) are neither decayed nor scaled, as in SimCLR's released code.
+    normalisation) are neither decayed nor scaled, as in SimCLR's released code, which leaves out the classifier too;
+    here that is a layer like the others.
 
     Args:
         params: as of every torch optimiser.

@@ -11,6 +11,9 @@ in :func:`sweep` depends on values: it runs under ``torch.compile``.
 """
 
 import math
+from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import torch
@@ -22,8 +25,8 @@ MEMORY = 6
 SWEEP = 4
 """Iterations between two stopping tests."""
 
-CACHED = 1 << 20
-"""Bytes of kernel that are worked on at once on a CPU: about what its cache holds."""
+CACHED = 1 << 21
+"""Bytes of kernel that are worked on at once on a CPU: what its cache holds, and enough for what a block costs."""
 
 
 def depth(dtype: torch.dtype) -> float:
@@ -57,15 +60,22 @@ class Columns(NamedTuple):
         """``epsilon / gamma``; 1 where it is 0 or infinite."""
         return torch.where(self.soft, (1 - self.power) / self.power, 1.0)
 
-    def phi(self, at: Tensor, x: Tensor) -> Tensor:
-        """The columns' part of the dual objective, less its value at x = 0.
+    def phi(self, at: Tensor) -> Callable[[Tensor], Tensor]:
+        """The columns' part of the dual objective as a function of x, less its value at x = 0.
 
         With k = epsilon / gamma it is ``b x`` where prescribed, else ``b e^(-k x0) (1 - e^(-k x)) / k``. Where the sum
         is free the potential is and stays 0.
         """
-        rate = self.rate
-        curved = -torch.exp(-rate * at) * torch.expm1(-rate * x) / rate
-        return (self.b * torch.where(self.power < 1, curved, x)).sum(-1)
+        falling = -self.rate
+        straight = torch.where(self.power < 1, 0.0, self.b)
+        curved = torch.where(self.power < 1, self.b * torch.exp(falling * at) / falling, 0.0)
+        return lambda x: (straight * x).addcmul_(curved, torch.expm1(falling * x)).sum(-1)
+
+    def towards(self, at: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The scaling iteration ``x0 + x <- f (x0 + x + log b / c)`` as a function of x and c: the step of x."""
+        rest = self.power - 1
+        still = self.power * self.b.log() + rest * at
+        return lambda x, c: torch.addcmul(still, rest, x).addcmul_(self.power, c.log(), value=-1)
 
     def gap(self, at: Tensor, point: "Point") -> tuple[Tensor, Tensor]:
         """Primal less dual objective [*batch], and how far prescribed column sums are off [*batch].
@@ -133,7 +143,7 @@ def first_point(kernel: Tensor, a: Tensor, target: Columns, at: Tensor, past: Po
     """The point ``at`` that the kernel was made for, with the memory and the trial of the one ``past``, if any."""
     x = torch.zeros_like(at)
     c, value = _pass(kernel, a, x)
-    step = _step(target, at, x, c)
+    step = target.towards(at)(x, c)
     if past is not None:
         points = past.points - past.x.unsqueeze(-2)
         return Point(x, c, step, value, _within(past.trial - past.x), points, past.steps)
@@ -143,11 +153,12 @@ def first_point(kernel: Tensor, a: Tensor, target: Columns, at: Tensor, past: Po
 
 def sweep(kernel: Tensor, a: Tensor, target: Columns, at: Tensor, point: Point) -> Point:
     """SWEEP passes; ``at`` [*batch, K] are the potentials in the kernel."""
+    phi, towards, eye = target.phi(at), target.towards(at), torch.eye(MEMORY, dtype=at.dtype, device=at.device)
     for _ in range(SWEEP):
         x = point.trial
         c, value = _pass(kernel, a, x)
-        value = value + target.phi(at, x)
-        step = _step(target, at, x, c)
+        value = value + phi(x)
+        step = towards(x, c)
         points = torch.cat([point.points[..., 1:, :], x.unsqueeze(-2)], dim=-2)
         steps = torch.cat([point.steps[..., 1:, :], step.unsqueeze(-2)], dim=-2)
         # A plain step, which maximises over the columns for given rows, passes, rounding aside.
@@ -156,7 +167,7 @@ def sweep(kernel: Tensor, a: Tensor, target: Columns, at: Tensor, point: Point) 
         good = better.unsqueeze(-1)
         x, c = torch.where(good, x, point.x), torch.where(good, c, point.c)
         step = torch.where(good, step, point.step)
-        trial = _within(x + torch.where(good, _accelerated(x, step, points, steps, target.b), step))
+        trial = _within(x + torch.where(good, _accelerated(x, step, points, steps, target.b, eye), step))
         point = Point(x, c, step, torch.where(better, value, point.value), trial, points, steps)
     return point
 
@@ -188,20 +199,15 @@ def _pass(kernel: Tensor, a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     for part, weight in _parts(kernel, a):
         t = (part @ v.unsqueeze(-1)).squeeze(-1)
         sums.append((part.mT @ (weight / t).unsqueeze(-1)).squeeze(-1))
-        values.append((weight * t.log()).sum(-1))
-    return v * torch.stack(sums).sum(0), -torch.stack(values).sum(0)
-
-
-def _step(target: Columns, at: Tensor, x: Tensor, c: Tensor) -> Tensor:
-    """The scaling iteration ``x <- f (x + log b / c)``, as a step."""
-    return target.power * (target.b.log() - c.log()) - (1 - target.power) * (at + x)
+        values.append((t.log_() * weight).sum(-1))
+    return v * reduce(add, sums), -reduce(add, values)
 
 
 def _within(x: Tensor) -> Tensor:
     return x.clamp(-reach(x.dtype), reach(x.dtype))
 
 
-def _accelerated(x: Tensor, step: Tensor, points: Tensor, steps: Tensor, weight: Tensor) -> Tensor:
+def _accelerated(x: Tensor, step: Tensor, points: Tensor, steps: Tensor, weight: Tensor, eye: Tensor) -> Tensor:
     """Anderson's step: that of the affine combination of iterates whose combined step is the shortest.
 
     Lengths are weighted by the columns' targets, as the curvature of the dual objective is.
@@ -212,7 +218,7 @@ def _accelerated(x: Tensor, step: Tensor, points: Tensor, steps: Tensor, weight:
     right = (weighted @ step.unsqueeze(-1)).squeeze(-1)
     small = torch.finfo(x.dtype)
     ridge = 8 * small.eps * gram.diagonal(dim1=-2, dim2=-1).sum(-1) + small.tiny
-    gram = gram + ridge[..., None, None] * torch.eye(MEMORY, dtype=x.dtype, device=x.device)
+    gram = torch.addcmul(gram, ridge[..., None, None], eye)
     # solve_ex does not look at the outcome, which would wait for the device; a bad step is refused by its value.
     shares = -torch.linalg.solve_ex(gram, right).result.unsqueeze(-2)
     moved = points - x.unsqueeze(-2) + differences
@@ -224,5 +230,7 @@ def _parts(kernel: Tensor, other: Tensor) -> list[tuple[Tensor, Tensor]]:
     rows = kernel.shape[-2]
     if kernel.device.type == "cpu":
         rows = max(1, CACHED * rows // max(1, kernel.numel() * kernel.element_size()))
+    if rows >= kernel.shape[-2]:
+        return [(kernel, other)]
     dim = -2 if other.ndim == kernel.ndim else -1
     return list(zip(kernel.split(rows, -2), other.split(rows, dim), strict=True))

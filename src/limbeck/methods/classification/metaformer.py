@@ -3,14 +3,13 @@
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from limbeck.data.meta_encoding import mask_meta
 from limbeck.data.meta_images import MetaSamples
 from limbeck.data.samples import ImageData
 from limbeck.data.stream import Stream
 from limbeck.errors import LimbeckError
-from limbeck.labels.mix import cutmix, mixup
+from limbeck.labels.mix import mixup_or_cutmix
 from limbeck.labels.refine import smooth
 from limbeck.labels.types import Labels
 from limbeck.losses.divergence import soft_cross_entropy
@@ -32,8 +31,9 @@ class MetaFormer(Objective):
         q = mask_prob                      "constant"
         q = max(mask_prob - e / E, 0)      "linear", in epoch e (from 0) of E
 
-    Images and labels are mixed in pairs, by Mixup or CutMix, meta-information is not: it is that of the first image.
-    With targets t = (1 - epsilon) y + epsilon / C of the mixed labels y, L = -mean_b sum_c t_c log softmax(z)_c.
+    Images and labels are mixed in pairs, by Mixup or CutMix, each in half of the batches; meta-information is not: it
+    is that of the first image. With targets t = (1 - epsilon) y + epsilon / C of the mixed labels y,
+    L = -mean_b sum_c t_c log softmax(z)_c.
 
     There is no teacher; what softens labels is mixing and smoothing. The result has ``without_meta/accuracy``, the test
     accuracy where nothing is known of any image, and ``validation/without_meta/accuracy``.
@@ -49,7 +49,6 @@ class MetaFormer(Objective):
         mask_type: how the share goes on.
         mixup: alpha of Mixup; 0: not used.
         cutmix: alpha of CutMix; 0: not used.
-        switch: share of the batches that CutMix takes where both are used.
         label_smoothing: epsilon.
     """
 
@@ -63,18 +62,17 @@ class MetaFormer(Objective):
         mask_type: Literal["linear", "constant"] = "linear",
         mixup: float = 0.8,
         cutmix: float = 1.0,
-        switch: float = 0.5,
         label_smoothing: float = 0.1,
     ) -> None:
         super().__init__()
-        for name, share in (("mask_prob", mask_prob), ("switch", switch), ("label_smoothing", label_smoothing)):
+        for name, share in (("mask_prob", mask_prob), ("label_smoothing", label_smoothing)):
             if not 0 <= share <= 1:
                 raise LimbeckError(f"{name} is {share}; it must lie between 0 and 1")
         if not (mixup >= 0 and cutmix >= 0):
             raise LimbeckError(f"mixup is {mixup} and cutmix {cutmix}; at least 0")
         self.student = student
         self.mask_prob, self.mask_type = mask_prob, mask_type
-        self.mixup, self.cutmix, self.switch, self.label_smoothing = mixup, cutmix, switch, label_smoothing
+        self.mixup, self.cutmix, self.label_smoothing = mixup, cutmix, label_smoothing
 
     def streams(self, data: ImageData, batch_size: int, seed: int) -> Stream:
         """The training samples, with their meta-information where the network reads it."""
@@ -96,28 +94,18 @@ class MetaFormer(Objective):
 
     def terms(self, batch: Batch) -> Terms:
         """Cross-entropy against mixed and smoothed labels, with part of the meta-information forgotten."""
+        classes, generator = len(self.student.classes), torch.default_generator
         known = batch["label"] >= 0
         inputs = {"image": batch["image"]}
         if "meta" in batch:
             share = self.masked_share(int(batch["epoch"].min()))
-            inputs["meta"] = mask_meta(batch["meta"], share, torch.default_generator)
+            inputs["meta"] = mask_meta(batch["meta"], share, generator)
             self.observe(masked=torch.tensor(share))
-        inputs["image"], labels = self.mix(batch["image"], Labels(batch["label"].clamp(min=0), weight=known.float()))
-
-        classes = len(self.student.classes)
+        plain = Labels(batch["label"].clamp(min=0), weight=known.float())
+        inputs["image"], labels = mixup_or_cutmix(batch["image"], plain, classes, self.mixup, self.cutmix, generator)
         targets = smooth(labels.probabilities(classes), self.label_smoothing)
         losses = soft_cross_entropy(self.student(inputs).logits, targets, reduction="none")
         return {"ce": Mean.of(losses, labels.weights)}
-
-    def mix(self, images: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
-        """Mixup or CutMix, whichever is drawn, of the whole batch."""
-        generator, classes = torch.default_generator, len(self.student.classes)
-        take_cutmix = self.cutmix > 0 and (self.mixup == 0 or float(torch.rand(())) < self.switch)
-        if take_cutmix:
-            return cutmix(images, labels, classes, self.cutmix, generator)
-        if self.mixup > 0:
-            return mixup(images, labels, classes, self.mixup, generator)
-        return images, labels
 
     def summary(self) -> dict[str, float]:
         """What the network is worth where nothing is known of any image."""

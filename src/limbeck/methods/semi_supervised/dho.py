@@ -16,7 +16,7 @@ from limbeck.metrics.interpolation import search_interpolation
 from limbeck.metrics.pseudo_labels import precision
 from limbeck.models.classifier import Classifier
 from limbeck.models.dual_head import DualHead, with_dual_head
-from limbeck.stages.objective import Batch, Objective, Plan, Terms
+from limbeck.stages.objective import Batch, Objective, Terms
 from limbeck.stages.score import Table, score
 from limbeck.teachers.frozen import Frozen
 
@@ -34,18 +34,21 @@ class DHO(Objective):
         p = alpha softmax(h_ce(v)) + (1 - alpha) softmax(h_kd(v) / beta).
 
     Teacher and student see the same view. alpha of {0, 0.05, ..., 1} and beta of {0.5, 0.75, 1, 1.25, 1.5, 2, 4} are
-    chosen by the accuracy on the validation data after every epoch (of equally good pairs the smaller beta, then the
-    smaller alpha), and saved with the weights; ``fit.select: best`` keeps the best epoch with its pair, as the few-shot
-    code does. The student's logits are log p. A linear classification head becomes h_ce, and h_kd is drawn; where the
-    student is CLIP both start from its text embeddings, h_ce on v as it is, h_kd as 100 (W v / |v| + b)
-    (:func:`limbeck.models.dual_head.with_dual_head`; the paper, as summarised, takes the teacher's text embeddings).
+    chosen by the accuracy on the validation data whenever that is measured (of equally good pairs the smaller beta,
+    then the smaller alpha), and saved with the weights they were chosen for; ``fit.select: best`` keeps the best
+    evaluation with its pair, as the few-shot code does after every epoch. The student's logits are log p. A linear
+    classification head becomes h_ce, and h_kd is drawn; where the student is CLIP both start from its text embeddings,
+    h_ce on v as it is, h_kd as 100 (W v / |v| + b) (:func:`limbeck.models.dual_head.with_dual_head`; the paper, as
+    summarised, takes the teacher's text embeddings).
 
     ``heads="single"`` is the baseline with one head for both losses (W_ce = W_kd). ``gradient_cosine`` is logged: the
     mean cosine between the gradients of L_CE and L_KD^l with respect to the features of an image, where both enter the
     backbone.
 
     Differs from the released code: an epoch is a pass over the unlabelled images (its few-shot code ends with the
-    shorter loader), and nothing is chosen on test data (its few-shot ImageNet code does that).
+    shorter loader), labelled and unlabelled images share the statistics of batch normalisation (its few-shot code has a
+    pass for each), and nothing is chosen on test data (its few-shot ImageNet code does that). Its few-shot teacher,
+    CLIP with a cache of labelled images (Tip-Adapter, arXiv 2111.03930), is not here: a teacher is any classifier.
 
     Args:
         student: the model to train.
@@ -59,7 +62,6 @@ class DHO(Objective):
     """
 
     student: Classifier
-    updates: Tensor
     progress: ClassVar[tuple[str, str]] = ("accuracy", "higher")
 
     def __init__(
@@ -87,7 +89,7 @@ class DHO(Objective):
         if heads == "dual":
             self.head.set_interpolation(0.5 if alpha is None else alpha, 1.0 if beta is None else beta)
         self.dual = heads == "dual"
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.changed = False
 
     @property
     def head(self) -> DualHead:
@@ -99,12 +101,8 @@ class DHO(Objective):
 
     def streams(self, data: ImageData, batch_size: int, seed: int) -> dict[str, Stream]:
         """As many labelled images as unlabelled ones a batch, in the training view."""
-        self._validation, self._test = data.validation, data.test
+        self._data = data
         return labeled_beside_unlabeled(data, batch_size, seed)
-
-    def begin(self, plan: Plan) -> None:
-        """Know when an epoch ends."""
-        self.plan = plan
 
     def terms(self, batch: Batches) -> Terms:
         """The three terms of the loss."""
@@ -143,12 +141,15 @@ class DHO(Objective):
             self.observe(precision=precision(Labels(teacher.float().softmax(-1)), unlabeled["hidden_label"]))
 
     def after_update(self, batch: Batch) -> None:
-        """Choose alpha and beta where an epoch ends."""
-        self.updates += 1
-        update, epochs = int(self.updates), self.plan.epochs / self.plan.updates
-        ended = int(update * epochs + 1e-9) > int((update - 1) * epochs + 1e-9)
-        if self.dual and (ended or update == self.plan.updates) and None in (self.alphas, self.betas):
-            self.calibrate(self._validation)
+        """The pair was chosen for other weights."""
+        self.changed = True
+
+    def trained(self) -> Classifier:
+        """The student, with a pair that was chosen for the weights it has: whoever asks measures or keeps it."""
+        if self.changed and self.dual and None in (self.alphas, self.betas):
+            self.calibrate(self._data.validation)
+        self.changed = False
+        return self.student
 
     def calibrate(self, samples: Samples) -> None:
         """Choose alpha and beta, as far as they are not given, by the accuracy on ``samples``."""
@@ -167,7 +168,8 @@ class DHO(Objective):
         """The pair that was chosen, and the test accuracy of each head alone."""
         if not self.dual:
             return {}
-        right = {name: logits.argmax(-1) == self._test.labels for name, logits in self.both(self._test).items()}
+        test = self._data.test
+        right = {name: logits.argmax(-1) == test.labels for name, logits in self.both(test).items()}
         alone = {f"{name}_head/accuracy": float(hits.double().mean()) for name, hits in right.items()}
         return {"alpha": float(self.head.alpha), "beta": float(self.head.beta), **alone}
 

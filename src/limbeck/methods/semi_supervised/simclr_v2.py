@@ -97,6 +97,7 @@ class SimCLRv2:
     the self-distilled student has no projection head. Choices: as many labelled as unlabelled images a batch where
     alpha < 1, and the size of the memory. While it is pre-trained the network is watched by its nearest neighbours,
     not by a linear classifier on the side. Each process of several has batch normalisation of its own (there: global).
+    LARS scales the step of the classifier in stage 2 like that of every layer (there: not, nor does it decay it).
 
     Args:
         data: few labelled and many unlabelled images; ``data.view`` is the light augmentation of stages 2 and 3 (paper:

@@ -8,6 +8,7 @@ from torch import nn
 from limbeck.data.samples import ImageData
 from limbeck.data.semi_supervised import Batches, labeled_beside_unlabeled
 from limbeck.data.stream import Stream
+from limbeck.data.turn_stream import TurnStream
 from limbeck.errors import LimbeckError
 from limbeck.labels.mix import mixup
 from limbeck.labels.select import confidence, confident
@@ -102,11 +103,13 @@ class SPARSE(TranslationGame):
         self.labeled_batches, self.unlabeled_batches = 1, 1
 
     def streams(self, data: ImageData, batch_size: int, seed: int) -> dict[str, Stream]:
-        """Labelled and unlabelled images; of each update one of the two batches is used."""
+        """Labelled and unlabelled images, in turn: of each update one of the two batches is used."""
         streams = labeled_beside_unlabeled(data, batch_size, seed)
         lengths = [max(1, len(streams[name].samples) // batch_size) for name in ("labeled", "unlabeled")]
         (self.labeled_batches, self.unlabeled_batches), self._unlabeled = lengths, data.unlabeled
-        return streams
+        turns = [self.supervised(number) for number in range(self.mu * lengths[0] + lengths[1])]
+        own = {"labeled": turns, "unlabeled": [not turn for turn in turns]}
+        return {name: TurnStream(stream, own[name]) for name, stream in streams.items()}
 
     def begin(self, plan: Plan) -> None:
         """Make room for one average an image."""
@@ -120,8 +123,9 @@ class SPARSE(TranslationGame):
     def step(self, batch: Batches, engine: Engine) -> None:
         """Phase 1, or phases 2 and 3."""
         others = [engine.optimizers[name] for name in ("generator", "discriminator")]
-        for group in (g for o in others for g in o.param_groups if self.gan_weight_decay is not None):
-            group["weight_decay"] = self.gan_weight_decay
+        if self.gan_weight_decay is not None:
+            for optimizer in others:  # of two groups the second is of biases, which fit.decay_biases leaves alone
+                optimizer.param_groups[0]["weight_decay"] = self.gan_weight_decay
         if not self.supervised(engine.number):
             batch = {**batch, "unlabeled": self.label(batch["unlabeled"])}
             engine.minimise(batch, terms="critic", optimizer="discriminator")

@@ -159,7 +159,7 @@ class InstanceTeaching(Objective):
             for row, epoch in enumerate((self.prot_start, math.ceil(self.epochs) - 1)):
                 there = instances["epoch"] == epoch
                 counts = (there & batch["correct"]).sum(), (there & batch["counted"]).sum()
-                self.right[row] += torch.stack(counts)
+                self.right[row] += gather_batch(torch.stack(counts)[None]).sum(0)
 
     def summary(self) -> dict[str, float]:
         """Accuracy of the pseudo labels of positive bags, in the first and in the last epoch with prototypes."""
