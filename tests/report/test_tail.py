@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from limbeck.data.samples import ImageData
 from limbeck.metrics.classification import per_class_accuracy
 from limbeck.report.blocks import Chart, Charts, Section
-from limbeck.report.folder import load
+from limbeck.report.folder import Seed, load
 from limbeck.report.sections.tail import tail
 from tests.report.folders import Digits
 
@@ -30,6 +30,16 @@ def charts(section: Section | None) -> list[Chart]:
 def test_balanced_or_unknown_data_have_no_tail(run: Path, digits: Digits) -> None:
     assert tail(load(run), None) is None
     assert tail(load(run), digits.data) is None
+
+
+def test_runs_with_a_tail_open_their_data_again(run: Path, digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(run)
+    monkeypatch.setattr(Seed, "data", long_tail(digits))
+    assert tail(loaded, None) is None  # nothing says that classes differ in size: the data stay closed
+    loaded.arms[0].metrics["accuracy_few"] = [0.5] * 3
+    given, opened = tail(loaded, long_tail(digits)), tail(loaded, None)
+    assert opened is not None
+    assert opened == given
 
 
 def test_students_and_teacher_over_class_size(run: Path, digits: Digits) -> None:

@@ -14,6 +14,7 @@ from limbeck.data.samples import check_labels
 from limbeck.errors import LimbeckError
 
 if TYPE_CHECKING:
+    from limbeck.data.bags import Bags
     from limbeck.models.table_task import TableTask
 
 
@@ -28,6 +29,7 @@ class Rows(Records):
         indices: int64 [N], the rows' stable positions in their source; as they come where not given.
         num_samples: the size of the source.
         hidden_labels: int64 [N], the truth behind missing labels: for metrics, never for training.
+        bags: whose rows these are, bag after bag, where they are: for metrics too.
 
     Raises:
         LimbeckError: no rows, shapes that do not fit, a number that is not finite, or a label outside the classes.
@@ -43,6 +45,7 @@ class Rows(Records):
         indices: Tensor | None = None,
         num_samples: int | None = None,
         hidden_labels: Tensor | None = None,
+        bags: "Bags | None" = None,
     ) -> None:
         check_rows(rows, columns)
         if labels.shape != rows.shape[:1]:
@@ -52,7 +55,7 @@ class Rows(Records):
         self.classes, self.columns = tuple(classes), tuple(columns)
         self.indices = torch.arange(len(rows)) if indices is None else indices
         self.num_samples = len(rows) if num_samples is None else num_samples
-        self.hidden_labels = hidden_labels
+        self.hidden_labels, self.bags = hidden_labels, bags
         check_labels(self.labels, self.classes, "the table", self.indices)
 
     def __getitem__(self, position: int) -> Batch:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from limbeck.data import Data
 from limbeck.errors import LimbeckError
 
 FORMAT_VERSION = 1
@@ -123,6 +124,13 @@ class Seed:
     def final(self) -> Stage:
         """The stage whose model is the student that is kept."""
         return next(stage for stage in self.stages if stage.name == self.run["final"])
+
+    @cached_property
+    def data(self) -> Data:
+        """The data of its recipe, opened once more."""
+        from limbeck.assemble import load_data
+
+        return load_data(self.folder)
 
     @property
     def recipe(self) -> str | None:

@@ -50,6 +50,8 @@ METRICS = {
     "calls": Metric("Calls of the network", "decimal", "lower", 0),
     "knn_accuracy": Metric("Accuracy of nearest neighbours", "percent", "higher", 1),
     "cluster_accuracy": Metric("Accuracy of matched clusters", "percent", "higher", 1),
+    "class_accuracy": Metric("Accuracy of matched clusters, mean over classes", "percent", "higher", 1),
+    "f1": Metric("F1 of matched clusters", "percent", "higher", 1),
     "nmi": Metric("NMI", "decimal", "higher", 3),
     "ari": Metric("ARI", "decimal", "higher", 3),
     "size_kl": Metric("KL of cluster sizes", "decimal", "lower", 3),

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from limbeck.data import Data
 from limbeck.report.blocks import Section
 from limbeck.report.folder import Loaded
+from limbeck.report.sections.bags import bags
 from limbeck.report.sections.calibration import calibration
 from limbeck.report.sections.classes import classes
 from limbeck.report.sections.clients import clients
+from limbeck.report.sections.clusters import clusters
 from limbeck.report.sections.confusion import confusion
 from limbeck.report.sections.curves import curves
 from limbeck.report.sections.detection import detection
@@ -47,6 +49,8 @@ SECTIONS: tuple[Make, ...] = (
     tail,
     confusion,
     segmentation,
+    clusters,
+    bags,
     instance_bags,
     detection,
     synthetic,

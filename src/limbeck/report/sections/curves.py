@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import Any
 
 from limbeck.data import Data
+from limbeck.metrics.directions import BETTER
 from limbeck.report import figures
 from limbeck.report.blocks import Block, Chart, Charts, Section, Text
 from limbeck.report.folder import Curve, Loaded, Stage
 from limbeck.report.numbers import METRICS, metric
 
-_UNDRAWN = METRICS.keys() - {"accuracy", "nll", "ece"}  # close relatives of these; metrics.csv holds them all
+_UNDRAWN = METRICS.keys() - BETTER.keys() | {"aurc"}  # close relatives of others; metrics.csv holds them all
 PSEUDO_LABELS = ("coverage", "precision", "used")
 _POINTS = 300  # a line needs no more on a screen; the page stays small
 
@@ -120,7 +121,8 @@ def chart(split: str, name: str, lines: Sequence[Line], teacher: Sequence[Line] 
             said.append(f"{arm} ends at {scale * statistics.fmean(end):.4g}{' %' if percent else ''}")
     title = f"{_title(split, name)}{' (%)' if percent else ''}"
     y = figures.axis(nticks=6, tickformat="~g")
-    layout = figures.figure(traces, figures.axis(over, nticks=6, showgrid=False), y, hovermode="x unified")
+    ticks = {"dtick": 1} if last - first < 10 else {"nticks": 6}  # nothing happens between two
+    layout = figures.figure(traces, figures.axis(over, **ticks, showgrid=False), y, hovermode="x unified")
     return Chart(title, layout, f"{title} over {over}s {first} to {last}: {'; '.join(said)}.", height=250)
 
 

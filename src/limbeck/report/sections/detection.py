@@ -49,10 +49,7 @@ def detection(loaded: Loaded, data: Data | None) -> Section | None:
     if featured is None:
         return None
     found = _read(featured)
-    if data is None:
-        from limbeck.assemble import load_data
-
-        data = load_data(featured.folder)
+    data = featured.data if data is None else data
     if not torch.equal(data.test.indices, found.indices):
         raise LimbeckError("the test data is not the one the boxes were found on (its indices differ)")
     positions = torch.linspace(0, len(found.indices) - 1, min(_PICTURES, len(found.indices))).long()

@@ -10,7 +10,7 @@ from torch import Tensor
 from limbeck.data import Data, ImageData
 from limbeck.errors import LimbeckError
 from limbeck.report.blocks import Gallery, Opinion, Picture, Section, Text
-from limbeck.report.folder import Loaded, Predictions, Seed
+from limbeck.report.folder import Loaded, Predictions
 
 _COUNT = 12
 _SIZE = 160  # pixels of an enlarged picture; larger ones are made smaller, to keep the page light
@@ -22,8 +22,11 @@ def disagreements(loaded: Loaded, data: Data | None) -> Section | None:
     seed = next((seed for seed in arm.seeds if seed.final.predictions is not None), None)
     if seed is None or (said := seed.final.predictions) is None:
         return None
+    data = seed.data if data is None else data
+    if not isinstance(data, ImageData):  # rows of a table are no pictures
+        return None
     positions = _most(said)
-    images = _images(seed, said, positions, data)
+    images = _images(said, positions, data)
     pictures = tuple(_picture(said, int(p), image) for p, image in zip(positions, images, strict=True))
     who = "teacher, student and truth" if said.teacher_logits is not None else "student and truth"
     note = f"Of {len(said.label)} test samples the {len(pictures)} on which {who} differ most: {arm.name}, seed "
@@ -49,14 +52,8 @@ def _most(said: Predictions) -> Tensor:
     return score.argsort(descending=True, stable=True)[:_COUNT]
 
 
-def _images(seed: Seed, said: Predictions, positions: Tensor, data: Data | None) -> Tensor:
+def _images(said: Predictions, positions: Tensor, data: ImageData) -> Tensor:
     """Images [P, C, H, W] in [0, 1], proven to be those that the predictions are about."""
-    if data is None:
-        from limbeck.assemble import load_data
-
-        data = load_data(seed.folder)
-    if not isinstance(data, ImageData):
-        raise LimbeckError(f"the data is a {type(data).__name__}, the predictions are about images with labels")
     if len(data.test) != len(said.label):
         raise LimbeckError(f"the test data has {len(data.test)} samples, the predictions {len(said.label)}")
     batch = data.test.fetch(positions)

@@ -12,6 +12,12 @@ from limbeck.report.numbers import NOTHING, metric, written
 from limbeck.report.sections.curves import PSEUDO_LABELS, Line, chart, of_pseudo_labels
 
 _LAST = 5  # rows of the log whose mean is told as the end of training
+_NOTES = {
+    "coverage": "Coverage: the share of unlabelled samples whose pseudo label is trusted. ",
+    "precision": "Precision: how many of the pseudo labels in use are right, known only because the true labels of "
+    "this data set are; training never reads them. Clusters are matched to classes first. ",
+    "used": "A sample has a loss where anything of it is learnt from. ",
+}
 
 
 def pseudo_labels(loaded: Loaded, data: Data | None) -> Section | None:
@@ -39,12 +45,10 @@ def pseudo_labels(loaded: Loaded, data: Data | None) -> Section | None:
         ),
         marks=tuple(key for _, key in arms),
     )
-    note = (
-        "Coverage: the share of unlabelled samples whose pseudo label is trusted. Precision: how many of those are "
-        "right, known only because the true labels of this data set are; training never reads them. A sample has a "
-        "loss where anything of it is learnt from. Each point is a mean over the updates since the last one; the table "
-        f"holds means of the last {_LAST} points."
-    )
+    ends = {name.split("/")[-1] for name in names}
+    note = "".join(text for end, text in _NOTES.items() if end in ends)
+    note += "Each point is a mean over the updates since the last one; the table holds means of the last "
+    note += f"{_LAST} points."
     return Section("pseudo-labels", "Pseudo labels", (Charts(charts, tuple(arms)), table, Text(note, "note")))
 
 

@@ -1,4 +1,4 @@
-"""Rounds: what came out of stages that a method repeats, one after the other."""
+"""Rounds and committees: what came out of stages that a method repeats, one after the other."""
 
 import re
 from collections.abc import Iterator
@@ -34,8 +34,8 @@ def rounds(loaded: Loaded, data: Data | None) -> Section | None:
         blocks.append(Charts(charts, tuple(dict.fromkeys((arm, key) for arm, key, _ in rows))))
     if not blocks:
         return None
-    note = f"Each point is one repeat of {', '.join(found)}; thin lines are seeds, the strong line their mean."
-    return Section("rounds", "Round by round", (*blocks, Text(note, "note")))
+    note = f"Each point is one repeat of {', '.join(found)}, a round or a member of a committee; thin lines are seeds, "
+    return Section("rounds", "Repeat by repeat", (*blocks, Text(f"{note}the strong line their mean.", "note")))
 
 
 def _repeated(seed: Seed) -> Iterator[tuple[str, list[Round]]]:

@@ -1,17 +1,13 @@
 """The images that a method made, class by class."""
 
-import base64
-import io
-
 import torch
-from PIL import Image
-from torch import Tensor
 
 from limbeck.data import Data
 from limbeck.data.samples import Samples
 from limbeck.data.synthetic import INDEX, read_synthetic
 from limbeck.report.blocks import Gallery, Picture, Section, Text
 from limbeck.report.folder import Loaded, Stage
+from limbeck.report.pictures import strip
 
 _EACH = 10  # images of a class
 _CLASSES = 20
@@ -52,24 +48,7 @@ def _strip(samples: Samples, label: int) -> Picture:
     name = samples.classes[label]
     alt = f"{len(positions)} synthetic images of {name}"
     if not len(positions):
-        return Picture(_png(torch.ones(1, 8, 8), 8), f"no synthetic images of {name}", name, (), pixelated=True)
+        return Picture(strip(torch.ones(1, 1, 8, 8), 8), f"no synthetic images of {name}", name, (), pixelated=True)
     images = samples.fetch(positions)["image"]
     side = _STRIP // _EACH
-    small = min(images.shape[-2:]) < side
-    images = torch.nn.functional.pad(images, (1, 1), value=1.0)  # white between them
-    return Picture(_png(torch.cat(list(images), dim=2), side), alt, name, (), pixelated=small)
-
-
-def _png(image: Tensor, height: int) -> str:
-    """A data URI of an image [1|3, H, W], enlarged by a whole factor or made smaller to about ``height``."""
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
-    pixels = pixels[0] if pixels.shape[0] == 1 else pixels.permute(1, 2, 0)
-    picture = Image.fromarray(pixels.numpy())
-    if picture.height < height:
-        factor = max(1, round(height / picture.height))
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    else:
-        picture.thumbnail((picture.width * 2 * height // picture.height, 2 * height))
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return Picture(strip(images, side), alt, name, (), pixelated=min(images.shape[-2:]) < side)

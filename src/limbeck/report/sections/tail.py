@@ -13,15 +13,22 @@ from limbeck.report.blocks import Chart, Charts, Section, Table, Text
 from limbeck.report.folder import Arm, Loaded, Predictions
 from limbeck.report.numbers import NOTHING, written
 
+_GROUPS = {"accuracy_many", "accuracy_medium", "accuracy_few"}
+
 Curve = tuple[str, str, Tensor]
 """Whose it is, the colour key, and the accuracy of each class [C]."""
 
 
 def tail(loaded: Loaded, data: Data | None) -> Section | None:
     """The students over class size, then the featured student's experts and teacher."""
-    counts = () if data is None else data.class_counts
-    if data is None or not counts or min(counts) < 1 or max(counts) < 2 * min(counts):
+    if data is None:  # it is opened only where the runs say that their classes differ in size
+        seed = next((s for arm in loaded.arms if _GROUPS & arm.metrics.keys() for s in arm.seeds), None)
+        if seed is None:
+            return None
+        data = seed.data
+    if not data.long_tailed:
         return None
+    counts = data.class_counts
     students = [
         (arm.name, figures.key(i), found)
         for i, arm in enumerate(loaded.arms)
@@ -32,7 +39,8 @@ def tail(loaded: Loaded, data: Data | None) -> Section | None:
     blocks = [_charts("Accuracy over class size", students, counts, data.classes)]
     parts = _parts(loaded.featured, len(counts))
     if parts:
-        title = f"Experts and teacher of {loaded.featured.name}"
+        kinds = dict.fromkeys("teacher" if key == "teacher" else "experts" for _, key, _ in parts)
+        title = f"{' and '.join(kinds).capitalize()} of {loaded.featured.name}"
         blocks.append(_charts(title, parts, counts, data.classes))
     note = Text("A point is a class, mean over seeds; those with few training samples are on the left.", "note")
     return Section("tail", "From frequent to rare classes", (*blocks, note))
@@ -83,8 +91,8 @@ def _charts(title: str, curves: list[Curve], counts: tuple[int, ...], classes: t
     ]
     layout = figures.figure(
         traces,
-        figures.axis("training samples of the class", type="log", dtick=1),
-        figures.axis(ticksuffix=" %", nticks=6, range=[0, 102]),
+        figures.axis("training samples of the class", type="log", dtick="D2", tickformat=","),
+        figures.axis("accuracy", ticksuffix=" %", nticks=6, range=[-3, 103]),
     )
     rare, frequent = order[0], order[-1]
     said = "; ".join(

@@ -77,8 +77,8 @@ def measure(
 
     ``temperature`` is fitted on the validation split and never sees the test split; ``scaled/...`` are the
     metrics of the test logits divided by it. The accuracies of the groups many, medium and few are there
-    where the largest training class has at least twice the samples of the smallest. Cost is that of one
-    image.
+    where the training data are long-tailed (:attr:`limbeck.data.data.Data.long_tailed`). Cost is that of
+    one image.
 
     Args:
         model: returns a :class:`~limbeck.models.classifier.ClassifierOutput` with one logit for each of the
@@ -96,7 +96,7 @@ def measure(
     """
     test = predict_logits(model, data.test, batch_size, device)
     validation = predict_logits(model, data.validation, batch_size, device)
-    metrics = quality(test, train_counts=_imbalanced_counts(data))
+    metrics = quality(test, train_counts=_tail_counts(data))
     metrics |= {f"validation/{name}": value for name, value in quality(validation).items()}
     metrics["temperature"] = fit_temperature(validation.logits, validation.labels)
     scaled = test._replace(logits=test.logits / metrics["temperature"])
@@ -104,10 +104,9 @@ def measure(
     return metrics | costs(model, data.test, device), test
 
 
-def _imbalanced_counts(data: ImageData) -> Tensor | None:
-    """Training samples of each class, int64 [C], where the largest has at least twice those of the smallest."""
-    counts = data.class_counts
-    return torch.tensor(counts) if counts and max(counts) >= 2 * min(counts) else None
+def _tail_counts(data: ImageData) -> Tensor | None:
+    """Training samples of each class, int64 [C], where they are long-tailed."""
+    return torch.tensor(data.class_counts) if data.long_tailed else None
 
 
 def quality(predictions: Predictions, train_counts: Tensor | None = None) -> dict[str, float]:
@@ -158,7 +157,7 @@ def measure_experts(
         batches = (_asked(batch, place) for batch in eval_batches(data.test, 256))
         said = [model.each(batch).logits.float().cpu() for batch in batches]
     logits = dict(zip(model.experts, torch.cat(said).unbind(1), strict=True))
-    counts = _imbalanced_counts(data)
+    counts = _tail_counts(data)
     metrics = {
         f"{name}/{key}": value
         for name, own in logits.items()

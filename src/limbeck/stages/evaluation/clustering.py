@@ -15,7 +15,10 @@ from limbeck.stages.evaluation.classification import Predictions, predict_logits
 from limbeck.stages.files import write_atomically
 
 CLUSTERS = "clusters.safetensors"
-"""Of the test samples: ``cluster``, ``label`` and ``index`` int64 [N], ``probability`` [N] of the cluster."""
+"""Of the test samples: ``cluster``, ``label`` and ``index`` int64 [N], ``probability`` [N] of the cluster.
+
+``training``: the training images of each cluster and class, int64 [K, C], where their classes are known.
+"""
 
 
 def quality(predictions: Predictions, counts: Tensor | None = None) -> dict[str, float]:
@@ -29,14 +32,16 @@ def quality(predictions: Predictions, counts: Tensor | None = None) -> dict[str,
 def measure_training(
     model: nn.Module, data: ImageData, device: torch.device | str | None = None
 ) -> tuple[dict[str, float], Tensor | None]:
-    """The metrics on all training images, and how many of each class there are, int64 [C]; both where it is known."""
+    """The metrics on all training images, and how many each cluster has of each class, int64 [K, C]; where known."""
     samples: Samples = without_labels(data)
     hidden = samples.hidden_labels
     if hidden is None or not (hidden >= 0).any():
         return {}, None
     said = predict_logits(model, samples, device=device)
-    counts = hidden[hidden >= 0].bincount(minlength=len(data.classes))
-    return quality(said._replace(labels=hidden)), counts
+    known, classes = hidden >= 0, len(data.classes)
+    cells = said.logits.shape[1] * classes
+    pairs = said.logits[known].argmax(-1) * classes + hidden[known]
+    return quality(said._replace(labels=hidden)), pairs.bincount(minlength=cells).view(-1, classes)
 
 
 def validate(model: nn.Module, data: ImageData, device: torch.device) -> dict[str, float]:
@@ -49,11 +54,14 @@ def report(
 ) -> dict[str, float]:
     """The summary of the test split, ``train/...`` of the training images; writes ``clusters.safetensors``."""
     said = predict_logits(model, data.test, device=device)
-    training, counts = measure_training(model, data, device)
-    metrics = quality(said, counts) | {f"train/{name}": value for name, value in training.items()}
+    training, table = measure_training(model, data, device)
+    metrics = quality(said, None if table is None else table.sum(0))
+    metrics |= {f"train/{name}": value for name, value in training.items()}
     metrics |= {f"validation/{name}": value for name, value in validate(model, data, device).items()}
     probability, best = said.logits.softmax(-1).max(-1)
     tensors = {"cluster": best, "probability": probability, "label": said.labels, "index": said.indices}
+    if table is not None:
+        tensors["training"] = table
     content = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})
     write_atomically(folder / CLUSTERS, lambda part: part.write_bytes(content))
     return metrics | {"parameters": float(cost.parameters(model))}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from limbeck.data.bags import Bags
 from limbeck.data.rows import Rows, TableData
 from limbeck.data.stream import eval_batches
 from limbeck.errors import LimbeckError
@@ -17,6 +18,10 @@ from limbeck.metrics.ranking import auc
 from limbeck.stages.evaluation.classification import Predictions, quality
 from limbeck.stages.evaluation.shipped import as_shipped
 from limbeck.stages.files import write_atomically
+
+BAGS = "bags.safetensors"
+"""Of the training bags: ``share`` of positives in truth, mean ``probability`` of the positive class, and the share
+``counted`` of rows for which it is the more probable one, all float32 [B]; ``size`` int64, rows a bag."""
 
 
 def predict_rows(model: nn.Module, rows: Rows, device: torch.device | str | None = None) -> Predictions:
@@ -53,7 +58,8 @@ def report(
     """The metrics on the test split, as ``validation/...`` on the validation split, and of the teachers.
 
     ``scaled/...`` are those of the test logits divided by ``temperature``, which is fitted on the validation split.
-    Writes ``predictions.safetensors`` into ``folder``, as for images.
+    Writes ``predictions.safetensors`` into ``folder``, as for images, and ``bags.safetensors`` where the training rows
+    lie in bags.
     """
     test, validation = (predict_rows(model, rows, device) for rows in (data.test, data.validation))
     metrics = _quality(test) | {f"validation/{name}": value for name, value in _quality(validation).items()}
@@ -71,7 +77,28 @@ def report(
     )
     # Not save_file, whose error on a full disk is no OSError.
     write_atomically(folder / "predictions.safetensors", lambda part: part.write_bytes(content))
+    bags = data.train if isinstance(data.train, Bags) else data.train.bags
+    if bags is not None:
+        shares = safetensors.torch.save(predict_shares(model, bags, device))
+        write_atomically(folder / BAGS, lambda part: part.write_bytes(shares))
     return metrics
+
+
+def predict_shares(model: nn.Module, bags: Bags, device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """What a model says of the share of positives in each bag, beside the truth: the content of ``bags.safetensors``.
+
+    Args:
+        model: as in :func:`predict_rows`.
+        bags: whose counts are known.
+        device: where to compute; by default where the model is.
+    """
+    logits = predict_rows(model, bags.instances(), device).logits.view(len(bags), bags.size, 2)
+    return {
+        "share": bags.counts / bags.size,
+        "probability": logits.softmax(-1)[..., 1].mean(1),
+        "counted": logits.argmax(-1).float().mean(1),
+        "size": torch.tensor(bags.size),
+    }
 
 
 def _quality(said: Predictions) -> dict[str, float]:
