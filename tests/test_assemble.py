@@ -72,6 +72,25 @@ def test_modules_of_the_user_are_wrapped_and_ready_models_are_not_trained(digits
     assert ready.model.body is teacher
 
 
+def test_wrong_arguments_are_refused_before_a_teacher_is_trained(digits: ImageData) -> None:
+    with pytest.raises(LimbeckError, match="temperature is -1"):
+        next(single(KD | {"temperature": -1.0}).program())
+    deep = KD | {"teacher": KD | {"alpha": 2.0}}
+    with pytest.raises(LimbeckError, match="alpha is 2"):
+        next(single(deep).program())
+
+
+def test_nothing_is_changed_by_looking_whether_the_arguments_fit(digits: ImageData) -> None:
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    method = single(KD | {"student": student, "data": digits})
+    before, weight = torch.random.get_rng_state(), student[1].weight.detach().clone()
+    stage = next(method.program())
+    assert stage.name == "teacher-fit"
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert method.models["student"]().body is student  # type: ignore[union-attr]
+    assert torch.equal(weight, student[1].weight)
+
+
 def test_datasets_must_be_wrapped() -> None:
     dataset = torch.utils.data.TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(LimbeckError, match=r"data is a TensorDataset; .*limbeck\.data\.from_datasets"):

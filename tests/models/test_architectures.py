@@ -41,6 +41,7 @@ def test_number_of_parameters(name: str, arguments: dict[str, object], parameter
         ("cnn", {"width": 4, "norm": "group"}, 64),
         ("cnn", {"width": 4, "norm": "none", "dropout": 0.5}, 64),
         ("mlp", {"hidden": 16}, 16),
+        ("mlp", {"hidden": 16, "center": True}, 16),
         ("resnet", {"depth": 8, "width": 4}, 16),
         ("wide_resnet", {"depth": 10, "widen": 1}, 64),
         ("preact_resnet18", {"width": 4}, 32),
@@ -120,3 +121,11 @@ def test_refuses_impossible_options(name: str, arguments: dict[str, object], mes
 def test_cnn_refuses_tiny_images() -> None:
     with pytest.raises(LimbeckError, match="at least 4x4 pixels, got 3x8"):
         build("cnn", ImageTask(("a", "b"), 1, (3, 8), (0.0,), (1.0,)))
+
+
+def test_centered_features() -> None:
+    torch.manual_seed(0)
+    features = build("mlp", RGB10, hidden=16, center=True)(torch.rand(64, 3, 32, 32)).features
+    assert features is not None
+    assert torch.allclose(features.mean(0), torch.zeros(16), atol=1e-5)
+    assert features.std(0, unbiased=False).median().item() == pytest.approx(1, abs=1e-2)  # some units may be dead

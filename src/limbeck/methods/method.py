@@ -1,7 +1,10 @@
 """Methods: short programs that yield stages and receive their artefacts."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+
+import torch
 
 from limbeck.data.data import Data
 from limbeck.models.model import Model
@@ -66,6 +69,8 @@ class SingleFit:
 
     def program(self) -> Program:
         """Train the teachers that need it, then the student; with stored labels on the views that were labelled."""
+        if any(not isinstance(teacher, Ready) for teacher in self.teachers.values()):
+            sketch(self)  # what is wrong with the arguments is said before a teacher is trained
         data = self.data
         models = {name: make() for name, make in self.models.items()}
         teachers = {}
@@ -76,6 +81,18 @@ class SingleFit:
             teachers[name] = Frozen(model, classes=data.classes)
         objective = self.objective(**models, **teachers, **self.arguments)
         return (yield Fit("fit", objective, data, self.fit))
+
+    def sketch(self) -> Model | None:
+        """See :func:`sketch`."""
+        with torch.random.fork_rng(devices=[]):
+            models = {name: copy.deepcopy(make()) for name, make in self.models.items()}
+            teachers = {}
+            for name, method in self.teachers.items():
+                model = sketch(method)
+                if model is None:
+                    return None
+                teachers[name] = Frozen(model, classes=self.data.classes)
+            return self.objective(**models, **teachers, **self.arguments).trained()
 
 
 class Nested:
@@ -101,3 +118,16 @@ class Nested:
                 return finished.value
             stage.name = f"{self.name}-{stage.name}"
             artefact = yield stage
+
+
+def sketch(method: Method) -> Model | None:
+    """What a method's program would return, but nothing is trained; None where only the program knows it.
+
+    Raises:
+        LimbeckError: the method's arguments, or its models and teachers, do not go together.
+    """
+    if isinstance(method, Nested):
+        return sketch(method.method)
+    if isinstance(method, SingleFit):
+        return method.sketch()
+    return method.model if isinstance(method, Ready) else None

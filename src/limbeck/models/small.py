@@ -113,13 +113,14 @@ def vgg(task: ImageTask, *, blocks: list[list[int]] = VGG11, norm: Norm = "none"
     return Classifier(body, task.classes, channels=task.channels, size=task.size, mean=task.mean, std=task.std)
 
 
-def mlp(task: ImageTask, *, hidden: int = 128, layers: int = 2) -> Classifier:
+def mlp(task: ImageTask, *, hidden: int = 128, layers: int = 2, center: bool = False) -> Classifier:
     """Multi-layer perceptron on the pixels.
 
     Args:
         task: Classes and images.
         hidden: Units of each hidden layer.
         layers: Hidden layers; 0 is a linear classifier.
+        center: Whether the features, which a ReLU leaves in one corner, are brought to mean 0 and variance 1.
 
     Raises:
         LimbeckError: options out of range.
@@ -132,6 +133,8 @@ def mlp(task: ImageTask, *, hidden: int = 128, layers: int = 2) -> Classifier:
     for _ in range(layers):
         modules += [nn.Linear(inputs, hidden), nn.ReLU()]
         inputs = hidden
+    if center:
+        modules.append(nn.BatchNorm1d(inputs, affine=False))
     body = nn.Sequential(*modules, nn.Linear(inputs, len(task.classes)))
     return Classifier(body, task.classes, channels=task.channels, size=task.size, mean=task.mean, std=task.std)
 
