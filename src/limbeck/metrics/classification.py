@@ -73,15 +73,14 @@ def group_accuracy(logits: Logits, labels: ClassIndices, train_counts: Int[Tenso
     Raises:
         LimbeckError: as :func:`top_k_accuracy`.
     """
-    accuracy = per_class_accuracy(logits, labels)
-    train_counts = train_counts.to(accuracy.device)
-    groups = {
-        "many": train_counts > 100,
-        "medium": (train_counts >= 20) & (train_counts <= 100),
-        "few": train_counts < 20,
-    }
-    seen = ~accuracy.isnan()
-    return {name: float(accuracy[group & seen].mean()) for name, group in groups.items() if (group & seen).any()}
+    return mean_by_size(per_class_accuracy(logits, labels), train_counts)
+
+
+def mean_by_size(values: Float[Tensor, " classes"], train_counts: Int[Tensor, " classes"]) -> dict[str, float]:
+    """Means over the classes of each group of :func:`group_accuracy`; NaN marks a class without a value."""
+    counts, known = train_counts.to(values.device), ~values.isnan()
+    groups = {"many": counts > 100, "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}
+    return {name: float(values[group & known].mean()) for name, group in groups.items() if (group & known).any()}
 
 
 def summary(

@@ -7,6 +7,7 @@ from torch import Tensor
 from limbeck.errors import LimbeckError
 from limbeck.labels.types import Labels
 from limbeck.losses.reduction import Mean
+from limbeck.metrics.classification import mean_by_size
 
 Assignments = Int[Tensor, " samples"]
 Classes = Int[Tensor, " samples"]
@@ -111,7 +112,6 @@ def clustering_summary(
         "size_kl": float((torch.xlogy(shares, shares) - torch.xlogy(shares, total / total.sum())).sum()),
     }
     if train_counts is not None:
-        counts = train_counts.to(recall.device)[:classes][seen]
-        groups = {"many": counts > 100, "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}
-        metrics |= {f"accuracy_{name}": float(recall[group].mean()) for name, group in groups.items() if group.any()}
+        groups = mean_by_size(right / total, train_counts[:classes])  # NaN for a class without samples
+        metrics |= {f"accuracy_{name}": value for name, value in groups.items()}
     return metrics

@@ -187,8 +187,7 @@ class Classifier(Model):
         if not images.is_floating_point():
             raise LimbeckError(f"images must be float in [0, 1], got {images.dtype}: divide 8-bit images by 255")
         images = images.float()
-        if images.shape[1] != self.channels:
-            images = images.expand(-1, 3, -1, -1) if self.channels == 3 else _grey(images)
+        images = with_channels(images, self.channels)
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, self.size, mode="bilinear", align_corners=False, antialias=True)
         images = self.normalise(images)
@@ -237,7 +236,12 @@ class Normalise(nn.Module):
         return super()._apply(keep_dtype(function), recurse)
 
 
-def _grey(images: Tensor) -> Tensor:
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Images [B, 1 | 3, H, W] with 1 or 3 channels: grey ones three times over, coloured ones by their luma."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
     red, green, blue = LUMA
     return red * images[:, 0:1] + green * images[:, 1:2] + blue * images[:, 2:3]
 

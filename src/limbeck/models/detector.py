@@ -13,7 +13,7 @@ from limbeck.errors import LimbeckError
 from limbeck.labels.boxes import Detections
 from limbeck.losses.detection import box_l1, objectness, weighted_cross_entropy
 from limbeck.losses.reduction import Mean
-from limbeck.models.classifier import LUMA, ImageTask, Normalise
+from limbeck.models.classifier import ImageTask, Normalise, with_channels
 from limbeck.models.detector_body import Backbone, DetectorBody, make_body
 from limbeck.models.model import Model
 
@@ -109,10 +109,7 @@ class Detector(Model):
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
             raise LimbeckError(f"images must be float [B, 1 or 3, H, W], got {images.dtype} {list(images.shape)}")
-        if images.shape[1] != self.body.channels:
-            if self.body.channels == 1:
-                images = (images * images.new_tensor(LUMA).view(1, -1, 1, 1)).sum(1, keepdim=True)
-            images = images.expand(-1, self.body.channels, -1, -1)
+        images = with_channels(images, self.body.channels)
         weight = next(self.body.parameters())
         maps: dict[str, Tensor] = self.body.backbone(self.normalise(images.float()).to(weight.dtype))
         return Features(maps, (images.shape[-2], images.shape[-1]))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
-from limbeck.models.classifier import LUMA
+from limbeck.models.classifier import with_channels
 
 
 class Translator(nn.Module):
@@ -65,11 +65,7 @@ class Translator(nn.Module):
 
     def convert(self, images: Tensor) -> Tensor:
         """Images [B, 1 | 3, H, W] with this network's channels."""
-        if images.shape[1] == self.channels:
-            return images
-        if self.channels == 3:
-            return images.expand(-1, 3, -1, -1)
-        return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+        return with_channels(images, self.channels)
 
     def _encode(self, features: Tensor) -> list[Tensor]:
         levels = [features]
