@@ -11,6 +11,7 @@ student, teacher = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6)
 weight = torch.tensor([1.0, 0.0, 2.0, 1.0])
 labels = torch.tensor([1, -1, 3, 0])
 maps = torch.randn(4, 2, 4, 4)
+layer, bias = torch.randn(6, 6, requires_grad=True), torch.randn(6)
 
 
 def everything(student, teacher, weight, labels, maps):
@@ -38,6 +39,15 @@ def everything(student, teacher, weight, labels, maps):
         losses.probabilistic_knowledge_transfer(student, teacher),
         losses.rkd_distance(student, teacher),
         losses.rkd_angle(student, teacher),
+        losses.fused_linear_divergence(losses.Projection(student, layer, None), few, chunk=3).value,
+        losses.fused_linear_divergence(
+            losses.Projection(student, layer, bias),
+            losses.Projection(teacher, layer),
+            losses.reverse_kl,
+            labels=labels.abs(),
+            hard=0.5,
+            chunk=3,
+        ).value,
     ]
     return torch.stack(values)
 

@@ -23,6 +23,7 @@ from limbeck.losses.feature import (
     rkd_distance,
     similarity_preserving,
 )
+from limbeck.losses.fused_linear import Projection, fused_linear, fused_linear_divergence
 from limbeck.losses.logit_adjustment import adjust_logits
 from limbeck.losses.penalty import norm_penalty
 from limbeck.losses.reduction import Mean, Reduction, reduce
@@ -30,6 +31,7 @@ from limbeck.losses.symmetric_kl import symmetric_kl
 
 __all__ = [
     "Mean",
+    "Projection",
     "Reduction",
     "adaptive_kl",
     "adjust_logits",
@@ -38,6 +40,8 @@ __all__ = [
     "cross_entropy",
     "dkd",
     "forward_kl",
+    "fused_linear",
+    "fused_linear_divergence",
     "generalized_jsd",
     "js",
     "mse",
