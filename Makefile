@@ -39,7 +39,7 @@ types: $(INSTALLED) ## Check the types
 	$(BIN)/python -m mypy
 
 bench: $(INSTALLED) ## Run every benchmark (results in benchmarks/results)
-	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file"; done
+	@set -e; for file in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file"; done
 
 clean: ## Remove .venv, caches and build outputs (never runs/)
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -11,25 +11,19 @@ once.
     python benchmarks/assign.py [--rounds 7] [--threads N] [--sizes 5000x100 10000x1000 50000x100]
 """
 
-import argparse
-import json
 import math
-import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from common import alternate, growth, options, quotient, save, show
 from limbeck.labels.assign.transport import transport
-from limbeck.stages.stage import versions
-from step_overhead import RESULTS
 
 Array = NDArray[np.float64]
 EPSILON, GAMMA, MASS, CLOSE = 0.1, 1.0, 0.3, 1e-6
@@ -138,16 +132,7 @@ def once(solver: str, rows: str, columns: str, mass: str, iterations: str) -> No
     solve = (lambda c, _: ours(c, float(mass))) if solver == "ours" else PEERS[solver][1]
     solve(cost, 2)
     cost = problem(int(rows), int(columns))
-    # The high-water mark can be set back (Linux): making the problem took more than it.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _resident("VmRSS")
-    solve(cost, int(iterations))
-    print(_resident("VmHWM") - before)
-
-
-def _resident(name: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+    print(growth(lambda: solve(cost, int(iterations))) / 2**20)
 
 
 def compare(size: str, against: str, rounds: int) -> dict[str, object]:
@@ -160,13 +145,8 @@ def compare(size: str, against: str, rounds: int) -> dict[str, object]:
     solvers = {"ours": lambda: ours(cost, mass), "peer": lambda: peer(cost, iterations)}
     for solve in solvers.values():
         assert missing(solve(), cost, mass, best) <= 1.01 * CLOSE
-    seconds: dict[str, list[float]] = {name: [] for name in solvers}
-    for number in range(rounds):
-        for whose in list(solvers)[:: 1 if number % 2 == 0 else -1]:
-            begin = time.perf_counter()
-            solvers[whose]()
-            seconds[whose].append(time.perf_counter() - begin)
-    ratios = sorted(a / b for a, b in zip(seconds["ours"], seconds["peer"], strict=True))
+    seconds = alternate(solvers, rounds)
+    ratio = quotient(seconds["ours"], seconds["peer"])
     passes = transport(torch.from_numpy(cost), EPSILON, gamma=GAMMA, mass=mass).iterations
     largest = rows * columns >= 5_000_000 and columns == 100
     goal = 1 / 3 if largest and against == "pot" else 1.0
@@ -182,26 +162,27 @@ def compare(size: str, against: str, rounds: int) -> dict[str, object]:
             "ours": peak("ours", rows, columns, mass, iterations),
             "peer": peak(against, rows, columns, mass, iterations),
         },
-        "ratio": {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]},
+        "ratio": ratio,
         "goal": "at most a third of the time" if goal < 1 else "less time",
-        "holds": statistics.median(ratios) <= goal,
+        "holds": ratio["median"] <= goal,
     }
 
 
 def run(sizes: tuple[str, ...], rounds: int) -> list[dict[str, object]]:
-    """All rows."""
-    return [compare(size, against, rounds) for size in sizes for against in PEERS]
-
-
-def show(row: dict[str, object]) -> str:
-    """A row as a line."""
-    ratio, memory, passes = row["ratio"], row["peak_mib"], row["iterations"]
-    return (
-        f"{row['case']}, against {row['peer_name']}: ratio of times {ratio['median']:.3f} [{ratio['low']:.3f}, "  # type: ignore[index]
-        f"{ratio['high']:.3f}]; {passes['ours']} against {passes['peer']} iterations; "  # type: ignore[index]
-        f"{memory['ours']:.0f} against {memory['peer']:.0f} MiB beside a cost of {memory['cost']:.0f}; "  # type: ignore[index]
-        f"{row['goal']}: {'holds' if row['holds'] else 'DOES NOT HOLD'}"
-    )
+    """All rows, each printed when it is there."""
+    rows = []
+    for size in sizes:
+        for against in PEERS:
+            rows.append(compare(size, against, rounds))
+            memory, passes = rows[-1]["peak_mib"], rows[-1]["iterations"]
+            assert isinstance(memory, dict)
+            assert isinstance(passes, dict)
+            show(
+                rows[-1],
+                f"; {passes['ours']} against {passes['peer']} iterations; {memory['ours']:.0f} against "
+                f"{memory['peer']:.0f} MiB beside a cost of {memory['cost']:.0f}",
+            )
+    return rows
 
 
 def main() -> None:
@@ -209,21 +190,14 @@ def main() -> None:
         torch.set_num_threads(1)
         once(*sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = options(__doc__, rounds=7)
     parser.add_argument("--sizes", nargs="+", default=SIZES)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with threadpool_limits(arguments.threads):  # NumPy's threads are none of torch's
         rows = run(tuple(arguments.sizes), arguments.rounds)
-    for row in rows:
-        print(show(row))
     if set(SIZES) <= set(arguments.sizes):
-        RESULTS.mkdir(exist_ok=True)
-        device = f"CPU, {arguments.threads} thread(s)"
-        result = {"name": "assign", "device": device, "versions": versions(), "rows": rows}
-        (RESULTS / "assign.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        save("assign", rows, arguments.threads)
 
 
 if __name__ == "__main__":

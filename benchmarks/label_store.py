@@ -9,19 +9,18 @@ step, and distillation from the store against plain supervised training. Rounds 
     python benchmarks/label_store.py [--rounds 7] [--threads N] [--images 4000]
 """
 
-import argparse
 import copy
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common import alternate, options, quotient, save, show
 from limbeck.data.codec import Codec
 from limbeck.data.samples import ImageData, Samples
 from limbeck.data.store import LabelStore, Rows, Schema
@@ -31,11 +30,11 @@ from limbeck.models import build
 from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Batch, Objective
 from limbeck.stages.settings import FitSettings
-from limbeck.stages.stage import Context, versions
+from limbeck.stages.stage import Context
 from limbeck.stages.store_writer import StoreWriter
 from limbeck.teachers.frozen import Frozen
 from limbeck.teachers.stored import Stored
-from step_overhead import RESULTS, noise
+from step_overhead import noise
 
 CLASSES, VIEWS, KEPT, IMAGES, CROPS = 1000, 20, 5, 32, 4
 
@@ -118,18 +117,17 @@ def read_layouts(folder: Path, count: int, rounds: int) -> list[dict[str, object
     first = [read(order[0], views[0]) for read in readers.values()]
     for other in first[1:]:
         torch.testing.assert_close(other, first[0])
-    seconds: dict[str, list[float]] = {name: [] for name in readers}
-    for number in range(rounds):
-        for name in list(readers)[:: 1 if number % 2 == 0 else -1]:
-            begin = time.perf_counter()
-            for images, chosen in zip(order, views, strict=True):
-                readers[name](images, chosen)
-            seconds[name].append(time.perf_counter() - begin)
+
+    def everything(read: Callable[[Tensor, Tensor], Tensor]) -> None:
+        for images, chosen in zip(order, views, strict=True):
+            read(images, chosen)
+
+    seconds = alternate({name: partial(everything, read) for name, read in readers.items()}, rounds)
     rows = len(order) * IMAGES * CROPS
     sizes = {name: size_of(folder / name) / (count * VIEWS) for name in readers}
     found = []
     for peer in ("numpy", "files"):
-        ratios = sorted(a / b for a, b in zip(seconds["store"], seconds[peer], strict=True))
+        ratio = quotient(seconds["store"], seconds[peer])
         what = "memory maps" if peer == "numpy" else "a file an image"
         found.append(
             {
@@ -139,12 +137,11 @@ def read_layouts(folder: Path, count: int, rounds: int) -> list[dict[str, object
                 "peer": [rows / value for value in seconds[peer]],
                 "unit": "rows a second",
                 "bytes_a_row": {"ours": sizes["store"], "peer": sizes[peer]},
-                "ratio": {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]},
+                "ratio": ratio,
                 "goal": "as fast as memory maps: at most 1.1 times the time"
                 if peer == "numpy"
                 else "less time, fewer bytes",
-                "holds": statistics.median(ratios) <= (1.1 if peer == "numpy" else 1.0)
-                and sizes["store"] <= 1.2 * sizes[peer],
+                "holds": ratio["median"] <= (1.1 if peer == "numpy" else 1.0) and sizes["store"] <= 1.2 * sizes[peer],
             }
         )
     return found
@@ -195,8 +192,7 @@ def train_from_store(folder: Path, rounds: int) -> list[dict[str, object]]:
         for rows in batches:
             store.read(rows)
         reading.append((time.perf_counter() - begin) / 100)
-    share = sorted(a / b for a, b in zip(reading, supervised, strict=True))
-    ratio = sorted(a / b for a, b in zip(distilled, supervised, strict=True))
+    share, ratio = quotient(reading, supervised), quotient(distilled, supervised)
     return [
         {
             "case": "reading 128 labels of 10 classes, against a training step of ResNet-18 at 28x28",
@@ -204,9 +200,9 @@ def train_from_store(folder: Path, rounds: int) -> list[dict[str, object]]:
             "ours": reading,
             "peer": supervised,
             "unit": "seconds a step",
-            "ratio": {"median": statistics.median(share), "low": share[0], "high": share[-1]},
+            "ratio": share,
             "goal": "at most 0.05",
-            "holds": statistics.median(share) <= 0.05,
+            "holds": share["median"] <= 0.05,
         },
         {
             "case": "kd from the store, against supervised training, ResNet-18 at 28x28, batch 128",
@@ -214,17 +210,15 @@ def train_from_store(folder: Path, rounds: int) -> list[dict[str, object]]:
             "ours": distilled,
             "peer": supervised,
             "unit": "seconds a step",
-            "ratio": {"median": statistics.median(ratio), "low": ratio[0], "high": ratio[-1]},
+            "ratio": ratio,
             "goal": "at most 1.05",
-            "holds": statistics.median(ratio) <= 1.05,
+            "holds": ratio["median"] <= 1.05,
         },
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = options(__doc__, rounds=7)
     parser.add_argument("--images", type=int, default=4000)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -232,16 +226,9 @@ def main() -> None:
         rows = read_layouts(Path(folder), arguments.images, arguments.rounds)
         rows += train_from_store(Path(folder), arguments.rounds)
     for row in rows:
-        ratio, size = row["ratio"], row.get("bytes_a_row")
-        print(
-            f"{row['case']}: ratio of times {ratio['median']:.4f} [{ratio['low']:.4f}, {ratio['high']:.4f}]"
-            + (f", {size['ours']:.1f} against {size['peer']:.1f} bytes a row" if size else "")
-            + f"; {row['goal']}: {'holds' if row['holds'] else 'DOES NOT HOLD'}"
-        )
-    device = f"CPU, {arguments.threads} thread(s)"
-    RESULTS.mkdir(exist_ok=True)
-    result = {"name": "label_store", "device": device, "versions": versions(), "rows": rows}
-    (RESULTS / "label_store.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        size = row.get("bytes_a_row")
+        show(row, f", {size['ours']:.1f} against {size['peer']:.1f} bytes a row" if isinstance(size, dict) else "")
+    save("label_store", rows, arguments.threads)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import options, quotient, resident, save, show
 from limbeck.data.bags import BagData, Bags, into_bags
 from limbeck.data.load import load
 from limbeck.data.rows import Rows, TableData
 from limbeck.labels.neighbours import kernel, neighbour_edges
 from limbeck.labels.propagate import Counts, Field, count_pairs, join, propagate, smoothness
 from limbeck.metrics.ranking import auc
-from limbeck.stages.stage import versions
-from step_overhead import RESULTS
 
 K, LAMBDA_S = 5, 0.5
 LAMBDA_B = 0.01  # of growth, where the messages of dense bags settle: equal work for all sizes
@@ -56,12 +55,6 @@ def neighbours(bags: Bags, rows: Rows) -> tuple[Tensor, Tensor]:
     features = (bags.rows.flatten(0, 1) - torch.tensor(task.mean)) / torch.tensor(task.std)
     edges = neighbour_edges(features, K)
     return edges, kernel(features, edges)
-
-
-def resident(name: str) -> int:
-    """Bytes of this process's memory: VmRSS now, VmHWM at its peak."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(status.partition(f"{name}:")[2].split()[0])
 
 
 def grow(file: Path, iterations: int) -> None:
@@ -113,7 +106,7 @@ def growth(rows: Rows, size: int, rounds: int, iterations: int) -> list[dict[str
         values = [statistics.median(row[column] for row in found[count]) for count in counts]
         intercept, slope = line(edges, values)
         fitted = [intercept + slope * e for e in edges]
-        ratios = sorted(a / b for a, b in zip(values, fitted, strict=True))
+        ratio = quotient(values, fitted)
         out.append(
             {
                 "case": f"{name}, bags of {size}, {counts[0]:,} to {counts[-1]:,} rows",
@@ -124,9 +117,9 @@ def growth(rows: Rows, size: int, rounds: int, iterations: int) -> list[dict[str
                 "edges": edges,
                 "fit": {"intercept": intercept, "per_edge": slope},
                 "building_seconds": [statistics.median(row[1] for row in found[count]) for count in counts],
-                "ratio": {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]},
+                "ratio": ratio,
                 "goal": "every size within 15% of the line",
-                "holds": ratios[0] >= 0.85 and ratios[-1] <= 1.15,
+                "holds": ratio["low"] >= 0.85 and ratio["high"] <= 1.15,
             }
         )
     return out
@@ -152,7 +145,7 @@ def factor_against_pairs(rows: Rows, size: int, rounds: int, iterations: int) ->
                 made = propagate(*arms[arm], iterations=each, tolerance=0.0).iterations
                 seconds[arm].append((time.perf_counter() - begin) / made)
         full = [propagate(*arm, iterations=iterations) for arm in arms]
-        ratios = sorted(a / b for a, b in zip(*seconds, strict=True))
+        ratio = quotient(*seconds)
         out.append(
             {
                 "case": f"an iteration, {len(bags)} bags of {size}, lambda_b {strength:g}: factor against pairs",
@@ -163,20 +156,18 @@ def factor_against_pairs(rows: Rows, size: int, rounds: int, iterations: int) ->
                 "auc": dict(zip(("ours", "peer"), (auc(b.log_odds, truth) for b in full), strict=True)),
                 "change": {"ours": full[0].change, "peer": full[1].change},
                 "iterations": {"ours": full[0].iterations, "peer": full[1].iterations},
-                "ratio": {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]},
+                "ratio": ratio,
                 "goal": "at least 10 times faster",
-                "holds": statistics.median(ratios) <= 0.1,
+                "holds": ratio["median"] <= 0.1,
             }
         )
     return out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = options(__doc__, rounds=5)
     parser.add_argument("--rows", type=int, default=None)
     parser.add_argument("--iterations", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--grow", type=Path, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -187,19 +178,12 @@ def main() -> None:
     found = [row for size in (8, 128) for row in growth(rows, size, arguments.rounds, arguments.iterations)]
     found += factor_against_pairs(rows, 512, arguments.rounds, arguments.iterations)
     for row in found:
-        ratio, auc_of = row["ratio"], row.get("auc")
-        more = f"; AUC {auc_of['ours']:.4f} against {auc_of['peer']:.4f}" if auc_of else ""
-        fit = row.get("fit")
-        more += f"; {fit['intercept']:.3g} + {fit['per_edge']:.3g} an edge" if fit else ""
-        print(
-            f"{row['case']}: ratio {ratio['median']:.4f} [{ratio['low']:.4f}, {ratio['high']:.4f}]{more}; "
-            f"{row['goal']}: {'holds' if row['holds'] else 'DOES NOT HOLD'}"
-        )
+        auc_of, fit = row.get("auc"), row.get("fit")
+        more = f"; AUC {auc_of['ours']:.4f} against {auc_of['peer']:.4f}" if isinstance(auc_of, dict) else ""
+        more += f"; {fit['intercept']:.3g} + {fit['per_edge']:.3g} an edge" if isinstance(fit, dict) else ""
+        show(row, more)
     if arguments.rows is None:  # a part of the rows is a trial
-        RESULTS.mkdir(exist_ok=True)
-        device = f"CPU, {arguments.threads} thread(s)"
-        result = {"name": "propagation", "device": device, "versions": versions(), "rows": found}
-        (RESULTS / "propagation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        save("propagation", found, arguments.threads)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ step, as no timed stretch is long enough to hold one. Rounds are interleaved in 
     python benchmarks/step_overhead.py [--rounds 10] [--threads N]
 """
 
-import argparse
 import copy
-import json
 import math
 import statistics
 import tempfile
@@ -21,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common import options, quotient, save
 from limbeck.data.load import load
 from limbeck.data.random import derive
 from limbeck.data.samples import ImageData, Samples
@@ -33,10 +32,8 @@ from limbeck.stages.log import Log
 from limbeck.stages.objective import Batch
 from limbeck.stages.processes import make_fabric
 from limbeck.stages.settings import FitSettings
-from limbeck.stages.stage import Context, versions
+from limbeck.stages.stage import Context
 from limbeck.teachers.frozen import Frozen
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class TimedKD(KD):
@@ -132,10 +129,7 @@ def noise(size: int, count: int = 1024) -> ImageData:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
+    arguments = options(__doc__, rounds=10).parse_args()
     torch.set_num_threads(arguments.threads)
     digits = load("digits", 0, view="none")
     grey = noise(28)
@@ -166,9 +160,8 @@ def main() -> None:
         saving = checkpoint_seconds(copy.deepcopy(student), teacher, data, fit)
         ours = [step * (1 + saving / fit.checkpoint_seconds) for step in ours]
         tiny = "digits" in case
-        ratios = sorted(a / b for a, b in zip(ours, peer, strict=True))
         extra = statistics.median(a - b for a, b in zip(ours, peer, strict=True)) * 1e3
-        ratio = {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
+        ratio = quotient(ours, peer)
         rows.append(
             {
                 "case": case,
@@ -186,10 +179,7 @@ def main() -> None:
             f"{case}: limbeck {1e3 * statistics.median(ours):.3f} ms, by hand {1e3 * statistics.median(peer):.3f} ms, "
             f"ratio {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}], {extra:+.3f} ms a step"
         )
-    device = f"CPU, {arguments.threads} thread(s)"
-    RESULTS.mkdir(exist_ok=True)
-    result = {"name": "step_overhead", "device": device, "versions": versions(), "rows": rows}
-    (RESULTS / "step_overhead.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save("step_overhead", rows, arguments.threads)
 
 
 if __name__ == "__main__":
