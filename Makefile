@@ -38,7 +38,8 @@ lint: $(INSTALLED) ## Style, formatting and who may import whom
 types: $(INSTALLED) ## Check the types
 	$(BIN)/python -m mypy
 
-bench: $(INSTALLED) ## Run every benchmark (results in benchmarks/results)
+bench: $(INSTALLED) ## Run every benchmark beside its peers (results in benchmarks/results)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev,bench]'
 	@set -e; for file in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file"; done
 
 clean: ## Remove .venv, caches and build outputs (never runs/)

@@ -19,8 +19,8 @@ from limbeck.labels.types import TopK
 from limbeck.losses.divergence import cross_entropy, forward_kl
 from limbeck.losses.reduction import Loss, Mean, Weight
 
-CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
-"""Logits held at a time: on a CPU a few times what its cache holds, on a GPU enough to keep it busy."""
+CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
+"""Logits held at a time: few enough to stay near the cache, rows enough for fast products."""
 
 
 class Projection(NamedTuple):
@@ -148,7 +148,9 @@ class _FusedLinear(torch.autograd.Function):
             total += value
             if gradients[0] is not None:
                 gradients[0][rows] = gradient @ weight.to(gradient.dtype)
-            if gradients[1] is not None:
+            if gradients[1] is not None and gradient.dtype == hidden.dtype == kind:
+                gradients[1].addmm_(gradient.mT, hidden[rows])  # without a second tensor of its size
+            elif gradients[1] is not None:
                 gradients[1] += gradient.mT @ hidden[rows].to(gradient.dtype)
             if gradients[2] is not None:
                 gradients[2] += gradient.sum(0)
