@@ -1,4 +1,4 @@
-"""Write what is generated: README's table of methods, docs/methods/SLUG.md, the code shown in CONTRIBUTING.
+"""Write what is generated: README's table of methods, docs/methods/SLUG.md, docs/benchmarks.md, CONTRIBUTING's code.
 
 The words of a method's finding.yaml, written after measuring, go into its evidence here.
 
@@ -40,6 +40,7 @@ def pages() -> dict[Path, str]:
         found[ROOT / "docs" / "methods" / f"{row['slug']}.md"] = _page(method)
         if method["measured"]:
             found[evidence_file(row["slug"])] = json.dumps(method["measured"], indent=2) + "\n"
+    found[ROOT / "docs" / "benchmarks.md"] = _benchmarks()
     return found
 
 
@@ -161,6 +162,36 @@ def _arms(measured: Mapping[str, Any]) -> list[str]:
         chosen = ", ".join(f"{key} {value}" for key, value in measured["tuning"]["chosen"][arm].items())
         lines.append(f"| {arm} | " + " | ".join(cells) + f" | {chosen} |")
     return lines
+
+
+def _benchmarks() -> str:
+    """Every row of benchmarks/results."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Ratios of the time that ours takes to the peer's, in interleaved rounds of one process, after equal results",
+        "were asserted: below 1, ours takes less. Median and range over rounds. `make bench` measures them again.",
+    ]
+    for file in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        script = ROOT / "benchmarks" / f"{result['name']}.py"
+        what = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "").splitlines()[0]
+        versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+        lines += ["", f"## {result['name']}", "", what, "", f"{result['device']}; {versions}.", ""]
+        lines += ["| case | peer | ours | peer's | ratio | peak memory | goal | |", "|---|---|---|---|---|---|---|---|"]
+        for row in result["rows"]:
+            ratio, memory = row["ratio"], row.get("peak_mib")
+            medians = [f"{statistics.median(row[key]):.4g} {row['unit']}" for key in ("ours", "peer")]
+            held = f"{memory['ours']:,.0f} to {memory['peer']:,.0f} MiB" if memory else "-"
+            cells = [
+                row["case"],
+                row["peer_name"],
+                *medians,
+                f"{ratio['median']:.3g} [{ratio['low']:.3g}, {ratio['high']:.3g}]",
+            ]
+            cells += [held, row["goal"], "holds" if row["holds"] else "does not hold"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
