@@ -13,12 +13,15 @@ different approximations.
 import argparse
 import ctypes
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -84,6 +87,15 @@ def line(edges: list[float], values: list[float]) -> tuple[float, float]:
     return float(intercept), float(slope)
 
 
+def once(file: Path, iterations: int, environment: Mapping[str, str] = MappingProxyType({})) -> list[float]:
+    """What :func:`grow` prints."""
+    command = [sys.executable, __file__, "--grow", str(file), "--iterations", str(iterations)]
+    command += ["--threads", str(torch.get_num_threads())]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **environment})
+    found: list[float] = json.loads(done.stdout)
+    return found
+
+
 def growth(rows: Rows, size: int, rounds: int, iterations: int) -> list[dict[str, object]]:
     counts = [len(rows) // part for part in (8, 4, 2, 1)]
     found: dict[int, list[list[float]]] = {count: [] for count in counts}
@@ -96,14 +108,17 @@ def growth(rows: Rows, size: int, rounds: int, iterations: int) -> list[dict[str
             torch.save(given, Path(folder) / f"{count}.pt")
         for _ in range(rounds):
             for count in counts:
-                command = [sys.executable, __file__, "--grow", str(Path(folder) / f"{count}.pt")]
-                command += ["--iterations", str(iterations), "--threads", str(torch.get_num_threads())]
-                said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                found[count].append(json.loads(said))
+                found[count].append(once(Path(folder) / f"{count}.pt", iterations))
+        # A few iterations are enough for the peak, and what is freed goes back at once: the allocator keeps nothing.
+        back = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        held = {count: once(Path(folder) / f"{count}.pt", min(3, iterations), back)[3] for count in counts}
     edges = [found[count][0][0] for count in counts]
+    seconds = [statistics.median(row[2] for row in found[count]) for count in counts]
     out = []
-    for name, unit, column in (("seconds", "seconds an iteration", 2), ("memory", "bytes", 3)):
-        values = [statistics.median(row[column] for row in found[count]) for count in counts]
+    for name, unit, values in (
+        ("seconds", "seconds an iteration", seconds),
+        ("memory", "bytes", [held[count] for count in counts]),
+    ):
         intercept, slope = line(edges, values)
         fitted = [intercept + slope * e for e in edges]
         ratio = quotient(values, fitted)
