@@ -71,8 +71,11 @@ def test_every_recovered_row_is_a_distribution_with_the_same_first_class(
     assert (found >= 0).all()
     torch.testing.assert_close(found.sum(1), torch.ones(20), atol=1e-5, rtol=0)
     first = logits.argmax(1, keepdim=True)
-    # Rounding may move classes of nearly equal probability past each other, by no more than two roundings.
+    # Rounding may move classes of nearly equal probability past each other, by no more than two roundings; what k
+    # classes were rounded by in all is spread over the others.
     rounding = {"float32": 2.0**-22, "float16": 2.0**-10, "uint8": 1 / 255}[storage]
+    if tail == "smooth" and k < 12:
+        rounding *= 1 + k / (12 - k) / 2
     assert (found.gather(1, first)[:, 0] >= found.max(1).values - rounding).all()
 
 
