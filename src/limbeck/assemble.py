@@ -43,7 +43,7 @@ def assemble(recipe: Mapping[str, Any], seed: int, prefix: str = "", opened: dic
     cls = method_class(recipe["method"])
     arguments: dict[str, Any] = {key: value for key, value in recipe.items() if key != "method"}
     models: dict[str, Callable[[], Model]] = {}
-    teachers: dict[str, Method] = {}
+    teachers: dict[str, Ready | Nested] = {}
     kinds = block_kinds(cls)
     data_blocks = {name: _data(recipe[name], seed, opened) for name, kind in kinds.items() if kind == "data"}
     data = next(iter(data_blocks.values()))

@@ -105,10 +105,9 @@ class Bags(Records):
 
     def instances(self) -> Rows:
         """The rows without their bags, bag after bag, with their pseudo labels."""
-        named: dict[str, Any] = {"bags": self}
-        if self.hidden_labels is not None:
-            named["hidden_labels"] = self.hidden_labels.flatten()
-        return Rows(self.rows.flatten(0, 1), self.labels.flatten(), self.classes, self.columns, **named)
+        hidden = None if self.hidden_labels is None else self.hidden_labels.flatten()
+        rows, labels = self.rows.flatten(0, 1), self.labels.flatten()
+        return Rows(rows, labels, self.classes, self.columns, hidden_labels=hidden, bags=self)
 
     def stream(self, batch_size: int, seed: int) -> Stream:
         """Batches of whole bags.

@@ -107,12 +107,11 @@ def magic(
     """
     folder = _folder(root, "magic")
     if folder is None:
-        parts = [_table(_download(1120, "magic", MAGIC), MAGIC, positive="g", negative="h")]
+        train, test = _table(_download(1120, "magic", MAGIC), MAGIC, positive="g", negative="h"), None
     else:
         files = [_read(folder / name) for name in ("train.csv", "test.csv")]
-        parts = [_table(rows, header, positive="g", negative="h") for header, *rows in files]
-    test = parts[1] if len(parts) == 2 else None
-    return _split(parts[0], test, seed, bag_size, bags, feature, train_size, validation)
+        train, test = (_table(rows, header, positive="g", negative="h") for header, *rows in files)
+    return _split(train, test, seed, bag_size, bags, feature, train_size, validation)
 
 
 def breast_cancer(

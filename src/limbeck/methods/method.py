@@ -38,6 +38,10 @@ class Ready:
         return self.model
         yield
 
+    def sketch(self) -> Model:
+        """The model itself."""
+        return self.model
+
 
 class SingleFit:
     """The method of a paper with one fit: its objective is all there is.
@@ -56,7 +60,7 @@ class SingleFit:
         objective: type[Objective],
         arguments: Mapping[str, Any],
         models: Mapping[str, Callable[[], Model]],
-        teachers: Mapping[str, Method],
+        teachers: Mapping[str, "Ready | Nested"],
         data: Data,
         fit: FitSettings,
     ) -> None:
@@ -70,7 +74,7 @@ class SingleFit:
     def program(self) -> Program:
         """Train the teachers that need it, then the student; with stored labels on the views that were labelled."""
         if any(not isinstance(teacher, Ready) for teacher in self.teachers.values()):
-            sketch(self)  # what is wrong with the arguments is said before a teacher is trained
+            self.sketch()  # what is wrong with the arguments is said before a teacher is trained
         data = self.data
         models = {name: make() for name, make in self.models.items()}
         teachers = {}
@@ -83,12 +87,16 @@ class SingleFit:
         return (yield Fit("fit", objective, data, self.fit))
 
     def sketch(self) -> Model | None:
-        """See :func:`sketch`."""
+        """What the program would return, but nothing is trained; None where only a teacher's program knows what it is.
+
+        Raises:
+            LimbeckError: the arguments, or models and teachers, do not go together.
+        """
         with torch.random.fork_rng(devices=[]):
             models = {name: copy.deepcopy(make()) for name, make in self.models.items()}
             teachers = {}
             for name, method in self.teachers.items():
-                model = sketch(method)
+                model = method.sketch()
                 if model is None:
                     return None
                 teachers[name] = Frozen(model, classes=self.data.classes)
@@ -119,15 +127,6 @@ class Nested:
             stage.name = f"{self.name}-{stage.name}"
             artefact = yield stage
 
-
-def sketch(method: Method) -> Model | None:
-    """What a method's program would return, but nothing is trained; None where only the program knows it.
-
-    Raises:
-        LimbeckError: the method's arguments, or its models and teachers, do not go together.
-    """
-    if isinstance(method, Nested):
-        return sketch(method.method)
-    if isinstance(method, SingleFit):
-        return method.sketch()
-    return method.model if isinstance(method, Ready) else None
+    def sketch(self) -> Model | None:
+        """See :meth:`SingleFit.sketch`; None for a method that has a program of its own."""
+        return self.method.sketch() if isinstance(self.method, SingleFit) else None

@@ -14,14 +14,18 @@ Classes = Int[Tensor, " samples"]
 
 
 def contingency(
-    clusters: Assignments, labels: Classes, weight: Float[Tensor, " samples"] | None = None
+    clusters: Assignments,
+    labels: Classes,
+    weight: Float[Tensor, " samples"] | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Float[Tensor, "clusters classes"]:
-    """Samples of each cluster and class, float64 [K, C]; clusters and classes up to the largest that occurs.
+    """Samples of each cluster and class, float64 [K, C].
 
     Args:
         clusters: [N], >= 0.
         labels: [N], >= 0.
         weight: what each sample counts; 1 where not given.
+        shape: (K, C); where not given up to the largest that occurs.
 
     Raises:
         LimbeckError: no samples, not as many clusters as labels, or a number below 0.
@@ -30,7 +34,7 @@ def contingency(
         raise LimbeckError(f"{len(clusters)} clusters and {len(labels)} labels: give one of each a sample, and some")
     if bool((clusters < 0).any()) or bool((labels < 0).any()):
         raise LimbeckError("clusters and labels must be >= 0: leave out what has none")
-    shape = (int(clusters.max()) + 1, int(labels.max()) + 1)
+    shape = (int(clusters.max()) + 1, int(labels.max()) + 1) if shape is None else shape
     values = torch.ones(len(labels)) if weight is None else weight
     table = torch.zeros(shape, dtype=torch.float64, device=labels.device)
     return table.index_put_((clusters.long(), labels.long()), values.to(table), accumulate=True)

@@ -43,14 +43,15 @@ class Clusterer(Model):
 
     def every(self, batch: Mapping[str, Tensor] | Tensor) -> Tensor:
         """The logits of every head, [B, heads, clusters]."""
-        features = self.encoder(batch).features
-        return torch.stack([head(features) for head in self.heads], dim=1)
+        return self._logits(self.encoder(batch).features)
 
     def forward(self, batch: Mapping[str, Tensor] | Tensor) -> ClassifierOutput:
         """The logits [B, clusters] of the chosen head, and the features [B, D]."""
         features = self.encoder(batch).features
-        logits = torch.stack([head(features) for head in self.heads], dim=1)
-        return ClassifierOutput(logits.index_select(1, self.chosen.reshape(1)).squeeze(1), features)
+        return ClassifierOutput(self._logits(features).index_select(1, self.chosen.reshape(1)).squeeze(1), features)
+
+    def _logits(self, features: Tensor | None) -> Tensor:
+        return torch.stack([head(features) for head in self.heads], dim=1)
 
 
 def cluster(encoder: Classifier, task: ImageTask, *, clusters: int, heads: int = 1, scale: float = 10.0) -> Clusterer:

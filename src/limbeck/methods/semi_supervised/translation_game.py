@@ -1,6 +1,7 @@
 """A discriminator, a generator that translates images between classes, and a classifier that learns from them."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -69,10 +70,10 @@ class TranslationGame(Objective):
         self.lambda_gp, self.lambda_rec = lambda_gp, lambda_rec
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:  # type: ignore[override]  # a list is iterable
+    def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
         """C, G and D."""
         networks = {"main": self.student, "generator": self.generator, "discriminator": self.discriminator}
-        return {name: list(network.parameters()) for name, network in networks.items()}
+        return {name: network.parameters() for name, network in networks.items()}
 
     def opinions(self, batch: Batch) -> Tensor:
         """Logits of C and D, [2, B, K]."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from limbeck.data.samples import ImageData, Samples
 from limbeck.data.semi_supervised import without_labels
 from limbeck.metrics import cost
-from limbeck.metrics.clustering import clustering_summary
+from limbeck.metrics.clustering import clustering_summary, contingency
 from limbeck.stages.evaluation.classification import Predictions, predict_logits
 from limbeck.stages.files import write_atomically
 
@@ -38,10 +38,9 @@ def measure_training(
     if hidden is None or not (hidden >= 0).any():
         return {}, None
     said = predict_logits(model, samples, device=device)
-    known, classes = hidden >= 0, len(data.classes)
-    cells = said.logits.shape[1] * classes
-    pairs = said.logits[known].argmax(-1) * classes + hidden[known]
-    return quality(said._replace(labels=hidden)), pairs.bincount(minlength=cells).view(-1, classes)
+    known, shape = hidden >= 0, (said.logits.shape[1], len(data.classes))
+    table = contingency(said.logits[known].argmax(-1), hidden[known], shape=shape)
+    return quality(said._replace(labels=hidden)), table.long()
 
 
 def validate(model: nn.Module, data: ImageData, device: torch.device) -> dict[str, float]:
