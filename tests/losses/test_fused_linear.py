@@ -11,7 +11,14 @@ from limbeck.errors import LimbeckError
 from limbeck.labels.interpolate import interpolate
 from limbeck.labels.types import TopK
 from limbeck.losses import divergence as D
-from limbeck.losses.fused_linear import Projection, fused_linear, fused_linear_divergence
+from limbeck.losses.adaptive_kl import adaptive_kl
+from limbeck.losses.dkd import dkd
+from limbeck.losses.fused_linear import (
+    Projection,
+    fused_linear,
+    fused_linear_cross_entropy,
+    fused_linear_divergence,
+)
 from limbeck.losses.reduction import Mean
 
 B, L, C, H = 3, 5, 23, 4
@@ -31,6 +38,7 @@ DIVERGENCES: dict[str, Divergence] = {
     "skewed_reverse_kl": D.skewed_reverse_kl,
     "total_variation": D.total_variation,
     "taid": taid,
+    "adaptive_kl": adaptive_kl,
 }
 
 
@@ -94,6 +102,36 @@ def test_hard_and_soft() -> None:
     expected = 0.3 * torch.nn.functional.cross_entropy(z, y) + 0.7 * D.js(z, logits[kept])
     torch.testing.assert_close(found.value, expected, check_dtype=False)
     torch.testing.assert_close(gradients(found.value, own), gradients(expected, own), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("chunk", [2, None])
+def test_cross_entropy_alone(chunk: int | None) -> None:
+    own, labels = student(), torch.randint(C, (B, L))
+    labels[0, 2] = -100  # has no weight
+    weight = weights() * (labels >= 0)
+    found = fused_linear_cross_entropy(own, labels, weight=weight, chunk=chunk)
+    expected = D.cross_entropy(whole(own), labels, weight=weight)
+    torch.testing.assert_close(found.value, expected)
+    torch.testing.assert_close(gradients(found.value, own), gradients(expected, own))
+
+
+def test_arguments_of_rows() -> None:
+    own, labels = student(), torch.randint(C, (B, L))
+    found = fused_linear_divergence(own, teacher(), dkd, weight=weights(), rows={"labels": labels}, chunk=2).value
+    expected = dkd(whole(own), whole(teacher()), labels, weight=weights())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found, own), gradients(expected, own))
+
+
+@pytest.mark.parametrize("chunk", [2, None])
+def test_logits_that_are_there_already(chunk: int | None) -> None:
+    logits = whole(student()).detach().requires_grad_()
+    found = fused_linear_divergence(
+        Projection(logits), Projection(whole(teacher())), weight=weights(), chunk=chunk
+    ).value
+    expected = D.forward_kl(logits, whole(teacher()), weight=weights())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits))
 
 
 def test_micro_batches_add_up() -> None:

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from limbeck.losses.fused_linear import Projection
 from limbeck.models.causal_lm import CausalLMOutput
 from limbeck.models.model import Model
 
@@ -23,7 +24,7 @@ class TokenTable(Model):
         self.weight = nn.Parameter(torch.tensor(np.asarray(logits), dtype=torch.float64))
 
     def forward(self, batch: Any) -> CausalLMOutput:
-        return CausalLMOutput(self.weight[batch["index"]])
+        return CausalLMOutput(Projection(self.weight[batch["index"]]))
 
     def gradient(self) -> Floats:
         assert self.weight.grad is not None

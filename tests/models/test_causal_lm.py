@@ -44,6 +44,30 @@ def test_looks_at_nothing_that_comes_later(architecture: str, attention: str) ->
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_logits_are_left_to_the_loss_where_an_output_layer_makes_them(architecture: str) -> None:
+    lm = model(architecture=architecture, dropout=0.5)
+    assert lm.body.training
+    lm.eval()
+    found = lm({"input_ids": tokens()}).projection
+    assert found.hidden.shape == (3, 12, 16)
+    assert found.weight is lm.body.get_output_embeddings().weight
+    assert torch.equal(found.logits, lm.body(input_ids=tokens()).logits)
+
+
+def test_a_model_that_bounds_its_logits_gives_them_whole() -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = transformers.Gemma2Config(vocab_size=TASK.size, **size, **heads, final_logit_softcapping=1.0)
+    body = transformers.AutoModelForCausalLM.from_config(config)
+    lm = CausalLM(body, TASK).eval()
+    found = lm({"input_ids": tokens()}).projection
+    assert found.weight is None
+    assert torch.equal(found.logits, body(input_ids=tokens()).logits)
+    assert found.logits.abs().max() <= 1
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_saved_and_loaded(architecture: str, tmp_path: Path) -> None:
     lm = model(architecture=architecture, dropout=0.1).eval()
     again = load(save(lm, tmp_path / "m"))

@@ -23,7 +23,12 @@ from limbeck.losses.feature import (
     rkd_distance,
     similarity_preserving,
 )
-from limbeck.losses.fused_linear import Projection, fused_linear, fused_linear_divergence
+from limbeck.losses.fused_linear import (
+    Projection,
+    fused_linear,
+    fused_linear_cross_entropy,
+    fused_linear_divergence,
+)
 from limbeck.losses.logit_adjustment import adjust_logits
 from limbeck.losses.penalty import norm_penalty
 from limbeck.losses.reduction import Mean, Reduction, reduce
@@ -41,6 +46,7 @@ __all__ = [
     "dkd",
     "forward_kl",
     "fused_linear",
+    "fused_linear_cross_entropy",
     "fused_linear_divergence",
     "generalized_jsd",
     "js",

@@ -6,7 +6,7 @@ only the gradients of the hidden states and of the output layer remain (gradient
 losses). The work is that of the plain computation: nothing is computed twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -28,19 +28,24 @@ class Projection(NamedTuple):
 
     Attributes:
         hidden: [*batch, H], the inputs of the output layer.
-        weight: [C, H].
+        weight: [C, H]; None where ``hidden`` are the logits.
         bias: [C], or None.
     """
 
     hidden: Float[Tensor, "*batch width"]
-    weight: Float[Tensor, "classes width"]
+    weight: Float[Tensor, "classes width"] | None = None
     bias: Float[Tensor, " classes"] | None = None
+
+    @property
+    def logits(self) -> Float[Tensor, "*batch classes"]:
+        """All of them."""
+        return self.hidden if self.weight is None else F.linear(self.hidden, self.weight, self.bias)
 
 
 def fused_linear(logits: Projection, loss: Callable[[Tensor, slice], Tensor], chunk: int | None = None) -> Tensor:
     """The sum of a loss over rows whose logits are computed a chunk at a time.
 
-    Gradients reach the three tensors of ``logits`` and nothing else: whatever else the loss reads is a constant. They
+    Gradients reach the tensors of ``logits`` and nothing else: whatever else the loss reads is a constant. They
     are computed with the value, in the precision of the logits, and summed over chunks in float32 at least. There is
     no second derivative.
 
@@ -53,12 +58,14 @@ def fused_linear(logits: Projection, loss: Callable[[Tensor, slice], Tensor], ch
         LimbeckError: shapes that do not fit, or a chunk below 1.
     """
     hidden, weight, bias = logits
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+    layer = None if weight is None else list(weight.shape)
+    if hidden.ndim != 2 or (layer and (len(layer) != 2 or hidden.shape[1] != layer[1])):
         raise LimbeckError(
-            f"hidden is {list(hidden.shape)} and weight {list(weight.shape)}; expected [rows, width], [classes, width]"
+            f"hidden is {list(hidden.shape)} and weight {layer}; expected [rows, width], [classes, width]"
         )
     if chunk is None:
-        chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"]) // len(weight))
+        classes = layer[0] if layer else hidden.shape[1]
+        chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"]) // classes)
     if chunk < 1:
         raise LimbeckError(f"chunk is {chunk}, must be at least 1")
     total: Tensor = _FusedLinear.apply(hidden, weight, bias, loss, chunk)
@@ -73,6 +80,7 @@ def fused_linear_divergence(
     labels: Int[Tensor, "*batch"] | None = None,
     hard: float | int = 0.0,
     weight: Weight | None = None,
+    rows: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
 ) -> Mean:
     """``(1 - hard) D(student, teacher) + hard CE(student, labels)``, meaned over the rows that count.
@@ -88,6 +96,7 @@ def fused_linear_divergence(
         labels: class indices [*batch], read where hard > 0 and the weight is not 0.
         hard: share of the cross-entropy, in [0, 1].
         weight: [*batch] >= 0, 0 = not used: rows without weight are not even projected.
+        rows: further arguments of the divergence that have an entry a row, [*batch, ...], by name.
         chunk: rows at a time, see :func:`fused_linear`.
 
     Raises:
@@ -95,28 +104,18 @@ def fused_linear_divergence(
     """
     if not 0 <= hard <= 1 or (hard and labels is None):
         raise LimbeckError(f"hard is {hard}, must be between 0 and 1, and 0 where no labels are given")
-    shape = student.hidden.shape[:-1]
-    given = {"teacher": _first(teacher).shape[:-1], "labels": shape if labels is None else labels.shape}
-    for name, other in {**given, "weight": shape if weight is None else weight.shape}.items():
-        if other != shape:
-            raise LimbeckError(f"the student has rows {list(shape)} and the {name} {list(other)}, must be the same")
-
-    used = None if weight is None else weight.reshape(-1).nonzero()[:, 0]
-
-    def rows(values: Any) -> Any:
-        """The used rows of a tensor [*batch, ...]."""
-        flat = values.reshape(-1, *values.shape[len(shape) :])
-        return flat if used is None else flat[used]
-
-    own = student._replace(hidden=rows(student.hidden))
-    other = _detach(teacher, rows)
-    weights = own.hidden.new_ones(len(own.hidden)) if weight is None else rows(weight)
-    target = None if labels is None else rows(labels)
+    pick = _selection(student, weight, {"teacher": _first(teacher)[..., 0], "labels": labels, **(rows or {})})
+    own, other = student._replace(hidden=pick(student.hidden)), _detach(teacher, pick)
+    weights = own.hidden.new_ones(len(own.hidden)) if weight is None else pick(weight)
+    target = None if labels is None else pick(labels)
+    more = {name: pick(values) for name, values in (rows or {}).items()}
 
     def loss(logits: Tensor, part: slice) -> Tensor:
         total = logits.new_zeros((), dtype=torch.float32)
         if hard < 1:
-            total = total + (1 - hard) * divergence(logits, _part(other, part), weight=weights[part], reduction="sum")
+            options = {name: values[part] for name, values in more.items()}
+            soft = divergence(logits, _part(other, part), **options, weight=weights[part], reduction="sum")
+            total = total + (1 - hard) * soft
         if hard > 0:
             assert target is not None
             total = total + hard * cross_entropy(logits, target[part], weight=weights[part], reduction="sum")
@@ -125,36 +124,80 @@ def fused_linear_divergence(
     return Mean(fused_linear(own, loss, chunk), weights.sum(dtype=torch.float32))
 
 
+def fused_linear_cross_entropy(
+    student: Projection, labels: Int[Tensor, "*batch"], *, weight: Weight | None = None, chunk: int | None = None
+) -> Mean:
+    """Cross-entropy of the labels, meaned over the rows that count, without the whole logits.
+
+    Args:
+        student: its hidden states and output layer.
+        labels: class indices [*batch]; where the weight is 0 they are not read.
+        weight: [*batch] >= 0, 0 = not used: rows without weight are not even projected.
+        chunk: rows at a time, see :func:`fused_linear`.
+
+    Raises:
+        LimbeckError: shapes that do not fit.
+    """
+    pick = _selection(student, weight, {"labels": labels})
+    hidden, target = pick(student.hidden), pick(labels)
+    weights = hidden.new_ones(len(hidden)) if weight is None else pick(weight)
+
+    def loss(logits: Tensor, part: slice) -> Tensor:
+        found: Tensor = cross_entropy(logits, target[part], weight=weights[part], reduction="sum")
+        return found
+
+    return Mean(fused_linear(student._replace(hidden=hidden), loss, chunk), weights.sum(dtype=torch.float32))
+
+
+def _selection(
+    student: Projection, weight: Tensor | None, others: Mapping[str, Tensor | None]
+) -> Callable[[Tensor], Tensor]:
+    """What makes the used rows [N, ...] of a tensor [*batch, ...]."""
+    shape = student.hidden.shape[:-1]
+    for name, values in {**others, "weight": weight}.items():
+        if values is not None and values.shape[: len(shape)] != shape:
+            raise LimbeckError(
+                f"the student has rows {list(shape)} and the {name} {list(values.shape)}, must be the same"
+            )
+    used = None if weight is None else weight.reshape(-1).nonzero()[:, 0]
+
+    def pick(values: Tensor) -> Tensor:
+        flat = values.reshape(-1, *values.shape[len(shape) :])
+        return flat if used is None else flat[used]
+
+    return pick
+
+
 class _FusedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, loss: Callable[..., Tensor], chunk: int
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, loss: Callable[..., Tensor], chunk: int
     ) -> Tensor:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         kind = torch.promote_types(hidden.dtype, torch.float32)
         gradients = [
             torch.empty_like(hidden) if of_hidden else None,
-            torch.zeros_like(weight, dtype=kind) if of_weight else None,
+            torch.zeros_like(weight, dtype=kind) if weight is not None and of_weight else None,
             torch.zeros_like(bias, dtype=kind) if bias is not None and of_bias else None,
         ]
         total = hidden.new_zeros((), dtype=kind)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            logits = F.linear(hidden[rows], weight, bias)
+            logits = Projection(hidden[rows], weight, bias).logits
             if not any(ctx.needs_input_grad[:3]):
                 total += loss(logits, rows)
                 continue
             gradient, value = torch.func.grad_and_value(loss)(logits, rows)
             total += value
             if gradients[0] is not None:
-                gradients[0][rows] = gradient @ weight.to(gradient.dtype)
+                gradients[0][rows] = gradient if weight is None else gradient @ weight.to(gradient.dtype)
             if gradients[1] is not None and gradient.dtype == hidden.dtype == kind:
                 gradients[1].addmm_(gradient.mT, hidden[rows])  # without a second tensor of its size
             elif gradients[1] is not None:
                 gradients[1] += gradient.mT @ hidden[rows].to(gradient.dtype)
             if gradients[2] is not None:
                 gradients[2] += gradient.sum(0)
-        ctx.kinds = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.kinds = [None if values is None else values.dtype for values in (hidden, weight, bias)]
         ctx.save_for_backward(*gradients)
         return total
 
@@ -169,18 +212,18 @@ def _first(teacher: Projection | Tensor | TopK) -> Tensor:
     return teacher if isinstance(teacher, Tensor) else teacher[0]
 
 
-def _detach(teacher: Any, rows: Callable[[Tensor], Tensor]) -> Any:
+def _detach(teacher: Any, pick: Callable[[Tensor], Tensor]) -> Any:
     """The rows of a teacher that are used, without gradient."""
     if isinstance(teacher, Projection):
-        bias = None if teacher.bias is None else teacher.bias.detach()
-        return Projection(rows(teacher.hidden.detach()), teacher.weight.detach(), bias)
+        layer = (None if values is None else values.detach() for values in teacher[1:])
+        return Projection(pick(teacher.hidden.detach()), *layer)
     if isinstance(teacher, TopK):
-        return TopK(*(rows(part.detach()) for part in teacher))
-    return rows(teacher.detach())
+        return TopK(*(pick(part.detach()) for part in teacher))
+    return pick(teacher.detach())
 
 
 def _part(teacher: Any, part: slice) -> Any:
     """A few rows of a teacher: logits, or a top k."""
     if isinstance(teacher, Projection):
-        return F.linear(teacher.hidden[part], teacher.weight, teacher.bias)
+        return teacher._replace(hidden=teacher.hidden[part]).logits
     return TopK(*(values[part] for values in teacher)) if isinstance(teacher, TopK) else teacher[part]

@@ -4,26 +4,25 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from limbeck.errors import LimbeckError
-from limbeck.losses.divergence import cross_entropy
+from limbeck.losses.fused_linear import Projection, fused_linear_cross_entropy
 from limbeck.losses.reduction import Mean
 from limbeck.losses.tokens import next_tokens
 
 
 @torch.no_grad()
-def token_nll(logits: Float[Tensor, "*batch length vocabulary"], labels: Int[Tensor, "*batch length"]) -> Mean:
+def token_nll(projection: Projection, labels: Int[Tensor, "*batch length"]) -> Mean:
     """Negative log-likelihood of the next tokens in nats, as a mean that can be added up over batches.
 
     Args:
-        logits: [*batch, L, V], those at l about the token at l + 1.
+        projection: of logits [*batch, L, V], those at l about the token at l + 1.
         labels: [*batch, L], the tokens, -100 where they do not count.
     """
-    shifted = next_tokens(logits, labels)
-    values = cross_entropy(shifted.logits, shifted.targets, weight=shifted.valid, reduction="none")
-    return Mean.of(values.double(), shifted.valid)
+    shifted = next_tokens(projection, labels)
+    return fused_linear_cross_entropy(shifted.projection, shifted.targets, weight=shifted.valid)
 
 
 def perplexity(nll: float) -> float:

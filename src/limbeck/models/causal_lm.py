@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, require
+from limbeck.losses.fused_linear import Projection
 from limbeck.models.model import Model
 from limbeck.models.text_task import TextTask
 
@@ -18,10 +19,15 @@ class CausalLMOutput(NamedTuple):
     """What a causal language model returns.
 
     Attributes:
-        logits: ``[B, L, V]``; those at position l are about the token at l + 1.
+        projection: of logits ``[B, L, V]``; those at position l are about the token at l + 1.
     """
 
-    logits: Tensor
+    projection: Projection
+
+    @property
+    def logits(self) -> Tensor:
+        """``[B, L, V]``, all of them."""
+        return self.projection.logits
 
 
 class CausalLM(Model):
@@ -41,6 +47,7 @@ class CausalLM(Model):
     def __init__(self, body: nn.Module, spec: TextTask) -> None:
         super().__init__(spec)
         self.body = body
+        self._projects = self._is_projection()
 
     def forward(self, batch: Mapping[str, Tensor]) -> CausalLMOutput:
         """Logits of a batch.
@@ -58,7 +65,34 @@ class CausalLM(Model):
             raise LimbeckError(
                 f"rows of {tokens.shape[-1]} tokens are longer than the {self.spec.max_length} this model was built for"
             )
-        return CausalLMOutput(self.body(input_ids=tokens, use_cache=False).logits)
+        layer = self._output_layer() if self._projects else None
+        if layer is None:
+            return CausalLMOutput(Projection(self.body(input_ids=tokens, use_cache=False).logits))
+        return CausalLMOutput(Projection(self._hidden(tokens), layer.weight, layer.bias))
+
+    def _output_layer(self) -> nn.Linear | None:
+        """The layer that makes logits of hidden states, where it is a plain one (FSDP may have wrapped it)."""
+        layer = getattr(self.body, "get_output_embeddings", lambda: None)()
+        return layer if type(layer) is nn.Linear else None
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        base: Any = self.body.base_model
+        hidden: Tensor = base(input_ids=tokens, use_cache=False).last_hidden_state
+        return hidden
+
+    @torch.no_grad()
+    def _is_projection(self) -> bool:
+        """Whether the logits are those of the output layer and nothing else: some models scale or bound them."""
+        layer = self._output_layer()
+        if layer is None:
+            return False
+        tokens = torch.arange(2, device=layer.weight.device)[None]
+        training = self.body.training
+        self.body.eval()
+        logits = self.body(input_ids=tokens, use_cache=False).logits
+        projected = Projection(self._hidden(tokens), layer.weight, layer.bias).logits
+        self.body.train(training)
+        return torch.equal(logits, projected)
 
     @torch.no_grad()
     def generate(self, prompts: Tensor, length: int, generator: torch.Generator) -> Tensor:

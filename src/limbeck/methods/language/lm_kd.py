@@ -11,8 +11,9 @@ from limbeck.losses import divergence as zoo
 from limbeck.losses.adaptive_kl import adaptive_kl
 from limbeck.losses.curriculum_temperature import CurriculumTemperature
 from limbeck.losses.dkd import dkd
+from limbeck.losses.fused_linear import Projection, fused_linear_cross_entropy, fused_linear_divergence
 from limbeck.losses.reduction import Mean
-from limbeck.losses.tokens import NextTokens, next_tokens
+from limbeck.losses.tokens import next_tokens, predictors
 from limbeck.methods.language.tokens import TokenObjective
 from limbeck.models.causal_lm import CausalLM, check_vocabularies
 from limbeck.stages.objective import Batch, Plan, Terms
@@ -97,26 +98,30 @@ class LMKD(TokenObjective):
         self.total = plan.updates
 
     def terms(self, batch: Batch) -> Terms:
-        """The hard and the soft term of the equation."""
-        teacher_logits = self.teacher(batch).logits[..., :-1, :]
-        tokens = next_tokens(self.student(batch).logits, batch["labels"])
+        """The hard and the soft term of the equation, from hidden states: the logits are never held at once."""
+        teacher = predictors(self.teacher(batch).projection)
+        own, targets, valid = next_tokens(self.student(batch).projection, batch["labels"])
         terms: Terms = {}
         if self.ratio < 1:
-            hard = zoo.cross_entropy(tokens.logits, tokens.targets, weight=tokens.valid, reduction="none")
-            terms["ce"] = Mean.of(hard, tokens.valid).times(1 - self.ratio)
-        if self.ratio > 0:
-            terms["kd"] = Mean.of(self.distance(tokens, teacher_logits), tokens.valid).times(self.ratio)
+            terms["ce"] = fused_linear_cross_entropy(own, targets, weight=valid).times(1 - self.ratio)
+        if self.ratio == 0:
+            return terms
+        if self.divergence == "ctkd":
+            distance = self.at_learned_temperature(own, teacher, valid)
+        else:
+            rows = {"labels": targets} if self.divergence == "dkd" else {}
+            measure = partial(self.pointwise, temperature=self.temperature)
+            distance = fused_linear_divergence(own, teacher, measure, weight=valid, rows=rows)
+            distance = distance.times(self.temperature**2)
+        terms["kd"] = distance.times(self.ratio)
         return terms
 
-    def distance(self, tokens: NextTokens, teacher_logits: Tensor) -> Tensor:
-        """T^2 D(p, q) of every token, [B, L-1]."""
-        if self.divergence == "ctkd":
-            learned = self.learned_temperature(self.total)
-            self.observe(temperature=learned)
-            return self.pointwise(tokens.logits / learned, teacher_logits / learned, reduction="none") * learned**2
-        labels = {"labels": tokens.targets, "weight": tokens.valid} if self.divergence == "dkd" else {}
-        values = self.pointwise(tokens.logits, teacher_logits, **labels, temperature=self.temperature, reduction="none")
-        return self.temperature**2 * values
+    def at_learned_temperature(self, own: Projection, teacher: Projection, valid: Tensor) -> Mean:
+        """T^2 D(p, q) with whole logits: the temperature has a gradient too."""
+        learned = self.learned_temperature(self.total)
+        self.observe(temperature=learned)
+        values = self.pointwise(own.logits / learned, teacher.logits / learned, reduction="none") * learned**2
+        return Mean.of(values, valid)
 
     def after_update(self, batch: Batch) -> None:
         """The curriculum goes on."""

@@ -1,7 +1,6 @@
 """Supervised fine-tuning of a language model."""
 
-from limbeck.losses.divergence import cross_entropy
-from limbeck.losses.reduction import Mean
+from limbeck.losses.fused_linear import fused_linear_cross_entropy
 from limbeck.losses.tokens import next_tokens
 from limbeck.methods.language.tokens import TokenObjective
 from limbeck.models.causal_lm import CausalLM
@@ -31,6 +30,5 @@ class SFT(TokenObjective):
 
     def terms(self, batch: Batch) -> Terms:
         """Cross-entropy over the tokens that count."""
-        tokens = next_tokens(self.student(batch).logits, batch["labels"])
-        values = cross_entropy(tokens.logits, tokens.targets, weight=tokens.valid, reduction="none")
-        return {"ce": Mean.of(values, tokens.valid)}
+        own, targets, valid = next_tokens(self.student(batch).projection, batch["labels"])
+        return {"ce": fused_linear_cross_entropy(own, targets, weight=valid)}

@@ -1,13 +1,16 @@
 """TAID: temporally adaptive interpolated distillation."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from limbeck.errors import LimbeckError
 from limbeck.labels.interpolate import interpolate
-from limbeck.losses.divergence import cross_entropy, soft_cross_entropy
-from limbeck.losses.reduction import Mean
-from limbeck.losses.tokens import next_tokens
+from limbeck.losses.divergence import soft_cross_entropy
+from limbeck.losses.fused_linear import fused_linear_cross_entropy, fused_linear_divergence
+from limbeck.losses.tokens import next_tokens, predictors
 from limbeck.methods.language.tokens import TokenObjective
 from limbeck.models.causal_lm import CausalLM, check_vocabularies
 from limbeck.stages.objective import Batch, Plan, Terms
@@ -73,18 +76,21 @@ class TAID(TokenObjective):
 
     def terms(self, batch: Batch) -> Terms:
         """Cross-entropy against the intermediate distribution, and against the data where r < 1."""
-        teacher_logits = self.teacher(batch).logits[..., :-1, :]
-        tokens = next_tokens(self.student(batch).logits, batch["labels"])
-        p_t = interpolate(tokens.logits, teacher_logits, self.interpolation.t)
-        values = soft_cross_entropy(tokens.logits, p_t, weight=tokens.valid, reduction="none")
+        teacher = predictors(self.teacher(batch).projection)
+        own, targets, valid = next_tokens(self.student(batch).projection, batch["labels"])
+        loss = fused_linear_divergence(own, teacher, self.divergence, weight=valid)
 
-        self.keep(loss=values.sum(-1), tokens=tokens.valid.sum(-1))
+        self.keep(loss=loss.total[None], tokens=loss.count[None])
         self.observe(t=self.interpolation.t, momentum=self.interpolation.momentum)
-        terms: Terms = {"taid": Mean.of(values, tokens.valid).times(self.distil_ratio)}
+        terms: Terms = {"taid": loss.times(self.distil_ratio)}
         if self.distil_ratio < 1:
-            hard = cross_entropy(tokens.logits, tokens.targets, weight=tokens.valid, reduction="none")
-            terms["ce"] = Mean.of(hard, tokens.valid).times(1 - self.distil_ratio)
+            terms["ce"] = fused_linear_cross_entropy(own, targets, weight=valid).times(1 - self.distil_ratio)
         return terms
+
+    def divergence(self, student: Tensor, teacher: Tensor, **reduction: Any) -> Tensor:
+        """``-sum_v p_t[v] log softmax(z_s)[v]`` of logits [N, V]."""
+        found: Tensor = soft_cross_entropy(student, interpolate(student, teacher, self.interpolation.t), **reduction)
+        return found
 
     def after_update(self, batch: Batch) -> None:
         """Move t by the mean loss of the update, over all its micro-batches and processes."""

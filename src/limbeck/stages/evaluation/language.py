@@ -70,8 +70,8 @@ def _quality(model: nn.Module, samples: TokenSamples, device: torch.device) -> d
     total = count = 0.0
     with as_shipped(model, device) as place:
         for batch in eval_batches(samples, ROWS):
-            logits = model({"input_ids": batch["input_ids"].to(place)}).logits
-            mean = token_nll(logits, batch["labels"].to(place))
+            projection = model({"input_ids": batch["input_ids"].to(place)}).projection
+            mean = token_nll(projection, batch["labels"].to(place))
             total, count = total + float(mean.total), count + float(mean.count)
     nll = total / count
     if nll != nll:
@@ -98,4 +98,4 @@ def _nll_of(model: nn.Module, rows: Tensor, prompt: int, device: torch.device) -
     labels = rows.clone()
     labels[:, :prompt] = IGNORED
     with as_shipped(model, device) as place:
-        return float(token_nll(model({"input_ids": rows.to(place)}).logits, labels.to(place)).value)
+        return float(token_nll(model({"input_ids": rows.to(place)}).projection, labels.to(place)).value)
