@@ -2,17 +2,19 @@
 
 import math
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import safetensors.torch
 import torch
-from lightning_fabric import Fabric
 from safetensors import safe_open
 
 from limbeck.errors import LimbeckError
 from limbeck.stages.files import write_atomically
 from limbeck.stages.objective import Objective
-from limbeck.stages.sharded import is_sharded
+from limbeck.stages.processes import is_sharded
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class Best:
@@ -31,7 +33,7 @@ class Best:
 
     FILE: ClassVar[str] = "best.safetensors"
 
-    def __init__(self, folder: Path, objective: Objective, fabric: Fabric) -> None:
+    def __init__(self, folder: Path, objective: Objective, fabric: "Fabric") -> None:
         if is_sharded(fabric):
             raise LimbeckError("fit.select best does not go with FSDP, which keeps no whole weights; use select: last")
         self.path = folder / self.FILE

@@ -3,7 +3,7 @@
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +12,10 @@ from limbeck.stages.engine import Engine
 from limbeck.stages.files import write_atomically
 from limbeck.stages.log import Log
 from limbeck.stages.objective import Objective
-from limbeck.stages.sharded import WholeObjective, WholeOptimizer, is_sharded
+from limbeck.stages.processes import is_sharded
+
+if TYPE_CHECKING:
+    from limbeck.stages.sharded import WholeObjective
 
 _UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
@@ -31,15 +34,13 @@ class Checkpoint:
         self.path = path
         self.engine = engine
         self.log = log
-        self.sharded: WholeObjective | None = None
-        if is_sharded(engine.fabric):
-            self.sharded = WholeObjective(engine.sharded_module, engine.objective, whole)
+        self.sharded = _whole(engine, whole) if is_sharded(engine.fabric) else None
 
     def _stateful(self) -> dict[str, Any]:
         engine = self.engine
         optimizers: dict[str, Any] = engine.optimizers
         if self.sharded:
-            optimizers = {n: WholeOptimizer(self.sharded.module, o) for n, o in engine.optimizers.items()}
+            optimizers = {n: self.sharded.optimizer(o) for n, o in engine.optimizers.items()}
         return {
             "objective": self.sharded or engine.objective,
             **{f"optimizer_{name}": value for name, value in optimizers.items()},
@@ -114,3 +115,9 @@ class Checkpoint:
         self.engine.fabric.barrier()  # nobody replaces the file while another reads it
         self.log.rewind(update, log)
         return update, seconds
+
+
+def _whole(engine: Engine, whole: Objective) -> "WholeObjective":
+    from limbeck.stages.sharded import WholeObjective  # takes a second to import
+
+    return WholeObjective(engine.sharded_module, engine.objective, whole)

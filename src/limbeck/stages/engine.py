@@ -1,19 +1,20 @@
 """One update: exact means over micro-batches and processes, backward, clip, step."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import Precision
-from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 from limbeck.losses.reduction import Mean
 from limbeck.stages.objective import Batch, Objective, Terms
+from limbeck.stages.processes import in_full_precision, is_sharded
 from limbeck.stages.sam import SAM, unremembered
-from limbeck.stages.sharded import is_sharded
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 
 
 class Engine:
@@ -29,9 +30,9 @@ class Engine:
 
     def __init__(
         self,
-        fabric: Fabric,
-        module: _FabricModule,
-        optimizers: Mapping[str, _FabricOptimizer],
+        fabric: "Fabric",
+        module: "_FabricModule",
+        optimizers: Mapping[str, "_FabricOptimizer"],
         *,
         accumulate: int = 1,
         clip_grad_norm: float | None = None,
@@ -49,7 +50,7 @@ class Engine:
         self.values: dict[str, Tensor] = {}
         self.number = 0
         # In full precision on one device Fabric's wrappers change nothing and cost more than a small loss.
-        self.plain = module._forward_module is module.module and type(fabric.strategy.precision) is Precision
+        self.plain = module._forward_module is module.module and in_full_precision(fabric)
         self.call = module.module if self.plain else module
 
     @property
@@ -91,14 +92,14 @@ class Engine:
                 self.values["gradient_norm" + ("" if optimizer == "main" else f"/{optimizer}")] = norm.detach()
         (stepper.optimizer if self.plain else stepper).step()
 
-    def _gradients(self, batch: Batch, terms: str, stepper: _FabricOptimizer) -> None:
-        stepper.zero_grad(set_to_none=True)
+    def _gradients(self, batch: Batch, terms: str, stepper: "_FabricOptimizer") -> None:
+        (stepper.optimizer if self.plain else stepper).zero_grad(set_to_none=True)
         if self.accumulate == 1:
             self._whole(batch, terms)
         else:
             self._in_parts(list(_parts(batch, self.accumulate)), terms, stepper)
 
-    def _worst_gradients(self, batch: Batch, terms: str, stepper: _FabricOptimizer, sam: SAM) -> None:
+    def _worst_gradients(self, batch: Batch, terms: str, stepper: "_FabricOptimizer", sam: SAM) -> None:
         """The gradients where the loss is worst nearby; what is logged, kept and remembered is of the first pass."""
         objective, device = self.objective, self.fabric.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -119,7 +120,10 @@ class Engine:
         values = [self._local_share(term) for term in terms.values()]
         loss = sum(values[1:], values[0])
         self._record(dict(zip(terms, values, strict=True)), loss, name)
-        self.fabric.backward(loss)
+        if self.plain:
+            loss.backward()
+        else:
+            self.fabric.backward(loss)
 
     def _local_share(self, term: Tensor | Mean) -> Tensor:
         """A scalar whose mean over the processes is the exact mean of the term."""
@@ -133,9 +137,10 @@ class Engine:
         """What the log keeps of an observed value: NaN for a mean over nothing, which it leaves out."""
         if isinstance(value, Tensor):
             return value
-        count = value.count if self.fabric.world_size == 1 else self._over_processes(value.count)
+        if self.fabric.world_size == 1:
+            return value.total / value.count
         # Over several processes the log takes the mean of the shares.
-        return value.total * self.fabric.world_size / count
+        return value.total * self.fabric.world_size / self._over_processes(value.count)
 
     def _over_processes(self, count: Tensor) -> Tensor:
         # A copy: the reduction works in place, and terms may share a count.
@@ -143,7 +148,7 @@ class Engine:
         assert isinstance(total, Tensor)
         return total
 
-    def _in_parts(self, parts: list[Batch], name: str, stepper: _FabricOptimizer) -> None:
+    def _in_parts(self, parts: list[Batch], name: str, stepper: "_FabricOptimizer") -> None:
         """Gradients of a batch that does not fit at once: the same as of the whole batch."""
         collected: list[Terms] = []
         weighed: dict[str, list[Tensor | None]] = {}
@@ -238,6 +243,8 @@ def _detached(term: Mean) -> Mean:
 
 def _merged(terms: list[Tensor | Mean]) -> Tensor | Mean:
     first = terms[0]
+    if len(terms) == 1:
+        return first
     if isinstance(first, Mean):
         means = [term for term in terms if isinstance(term, Mean)]
         return Mean(torch.stack([m.total for m in means]).sum(), torch.stack([m.count for m in means]).sum())

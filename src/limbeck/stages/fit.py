@@ -11,11 +11,9 @@ import functools
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import Precision
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
@@ -35,10 +33,12 @@ from limbeck.stages.files import saving
 from limbeck.stages.interrupt import Interrupt
 from limbeck.stages.log import Log
 from limbeck.stages.objective import Batch, Objective, Plan
-from limbeck.stages.processes import keep_out_of_ddp, make_fabric
+from limbeck.stages.processes import in_full_precision, is_sharded, keep_out_of_ddp, make_fabric, on_first_process
 from limbeck.stages.settings import FitSettings
-from limbeck.stages.sharded import is_sharded, on_first_process, to_shard
 from limbeck.stages.stage import Context, is_first_process, source_hash, versions, write_result
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 WITHOUT_EFFECT = ("workers", "log_every", "evaluations", "checkpoint_seconds", "loggers", "accelerator")
 """Settings that do not change the weights."""
@@ -132,7 +132,7 @@ class Fit:
         if stopped:
             raise KeyboardInterrupt(stopped)
 
-    def _set_up(self, fabric: Fabric, seed: int) -> tuple[Engine, dict[str, Stream], int]:
+    def _set_up(self, fabric: "Fabric", seed: int) -> tuple[Engine, dict[str, Stream], int]:
         settings, objective = self.settings, self.objective
         streams = _streams(objective, self.data, settings, seed)
         total = settings.total_updates(*_epoch(streams))
@@ -147,10 +147,14 @@ class Fit:
             )
         )
         objective.train()
-        trained = to_shard(objective, settings, fabric) if is_sharded(fabric) else objective
+        trained = objective
+        if is_sharded(fabric):
+            from limbeck.stages.sharded import to_shard  # a second of imports
+
+            trained = to_shard(objective, settings, fabric)
         groups = {name: list(parameters) for name, parameters in trained.parameter_groups().items()}
         # On the CPU in full precision, where a step of a small network is otherwise half Python.
-        fused = not is_sharded(fabric) and fabric.device.type == "cpu" and type(fabric.strategy.precision) is Precision
+        fused = not is_sharded(fabric) and fabric.device.type == "cpu" and in_full_precision(fabric)
         optimizers = {name: settings.make_optimizer(group, fused=fused) for name, group in groups.items()}
         keep_out_of_ddp(trained)
         module, *wrapped = fabric.setup(trained, *optimizers.values())
@@ -163,7 +167,7 @@ class Fit:
         )
         return engine, streams, total
 
-    def _train(self, fabric: Fabric, folder: Path, context: Context) -> str:
+    def _train(self, fabric: "Fabric", folder: Path, context: Context) -> str:
         """The work of one process; returns where it was stopped, or nothing."""
         settings, objective = self.settings, self.objective
         fabric.barrier()  # all are connected before one of them may refuse the work and leave
@@ -233,7 +237,7 @@ class Fit:
             fabric.barrier()
         return f"{self.name} is finished" if interrupt.asked else ""
 
-    def _look_at_teachers(self, fabric: Fabric, log: Log, context: Context) -> None:
+    def _look_at_teachers(self, fabric: "Fabric", log: Log, context: Context) -> None:
         """The teacher's own accuracy before training: a broken teacher shows at minute zero."""
         for name, teacher in self.objective.teachers().items():
             if not len(self.data.validation):
@@ -247,7 +251,7 @@ class Fit:
             hint = ": NO BETTER THAN CHANCE, is it the right teacher?" if blind else ""
             context.reporter.say(f"{self.name}: {name} validation {metric} {values[metric]:.3f}{hint}")
 
-    def _validation(self, model: nn.Module, fabric: Fabric) -> dict[str, float]:
+    def _validation(self, model: nn.Module, fabric: "Fabric") -> dict[str, float]:
         def values() -> dict[str, float]:
             return evaluation(self.objective.trained().task).validate(model, self.data, fabric.device)
 
@@ -288,7 +292,7 @@ def _epoch(streams: Mapping[str, Stream]) -> tuple[int, int]:
     return len(longest.samples), longest.batch_size
 
 
-def _batches(streams: Mapping[str, Stream], start: int, stop: int, fabric: Fabric, workers: int) -> Iterator[Batch]:
+def _batches(streams: Mapping[str, Stream], start: int, stop: int, fabric: "Fabric", workers: int) -> Iterator[Batch]:
     readers = {
         name: stream.batches(start, stop, rank=fabric.global_rank, world=fabric.world_size, workers=workers)
         for name, stream in streams.items()
@@ -299,7 +303,7 @@ def _batches(streams: Mapping[str, Stream], start: int, stop: int, fabric: Fabri
         yield fabric.to_device(batch) if move else batch
 
 
-def seed_update(seed: int, update: int, fabric: Fabric) -> None:
+def seed_update(seed: int, update: int, fabric: "Fabric") -> None:
     """Draws inside an update (dropout, mixing) are a function of (seed, update, process)."""
     number = derive(seed, "update", update, fabric.global_rank)
     if fabric.device.type == "cpu":

@@ -4,14 +4,16 @@ import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from limbeck.errors import LimbeckError, require
 from limbeck.stages.files import saving, write_atomically
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 COLUMNS = ("update", "epoch", "split", "name", "value")
 
@@ -22,7 +24,7 @@ class Log:
     Nothing is read from the device in between, so logging does not stall a GPU. The first process writes.
     """
 
-    def __init__(self, folder: Path, fabric: Fabric, loggers: list[str]) -> None:
+    def __init__(self, folder: Path, fabric: "Fabric", loggers: list[str]) -> None:
         self.path = folder / "metrics.csv"
         self.fabric = fabric
         self.window: dict[str, dict[int, Tensor]] = {}  # name -> update -> value

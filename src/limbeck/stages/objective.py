@@ -140,7 +140,8 @@ class Objective(nn.Module):
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:
         """Close an update: hand what :meth:`keep` was given over to :meth:`after_update`."""
-        self.after_update({**batch, **{name: torch.cat(parts) for name, parts in self.kept.items()}})
+        kept = {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in self.kept.items()}
+        self.after_update({**batch, **kept})
         self.kept.clear()
         self.observed.clear()
 

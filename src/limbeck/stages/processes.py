@@ -1,24 +1,33 @@
 """Lightning Fabric as the settings ask for it, and what several processes need not exchange."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 from limbeck.stages.settings import FitSettings
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
-def make_fabric(settings: FitSettings) -> Fabric:
+
+T = TypeVar("T")
+
+
+def make_fabric(settings: FitSettings) -> "Fabric":
     """Fabric with the settings as they are.
 
     Raises:
         LimbeckError: Fabric refuses them, or the strategy is one that objectives cannot be trained with.
     """
+    # Here: it takes longer to import than everything of ours.
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
     try:
         fabric = Fabric(
             accelerator=settings.accelerator,
@@ -35,6 +44,38 @@ def make_fabric(settings: FitSettings) -> Fabric:
             "they cannot be gathered in the middle of training; use ddp, or fsdp where one device cannot hold them"
         )
     return fabric
+
+
+def in_full_precision(fabric: "Fabric") -> bool:
+    """Whether nothing is cast: neither weights nor what is computed."""
+    from lightning_fabric.plugins import Precision
+
+    return type(fabric.strategy.precision) is Precision
+
+
+def is_sharded(fabric: "Fabric") -> bool:
+    """Whether processes hold parts of the weights."""
+    from lightning_fabric.strategies import FSDPStrategy
+
+    return isinstance(fabric.strategy, FSDPStrategy)
+
+
+def on_first_process(fabric: "Fabric", work: Callable[[], T]) -> T:
+    """What ``work`` gives on the first process, on all of them; so is its error.
+
+    Raises:
+        LimbeckError: raised by ``work``.
+    """
+    result, error = None, None
+    if fabric.global_rank == 0:
+        try:
+            result = work()
+        except LimbeckError as raised:
+            error = raised
+    result, error = fabric.broadcast((result, error))
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]  # broadcast from where it was set
 
 
 def keep_out_of_ddp(objective: nn.Module) -> None:

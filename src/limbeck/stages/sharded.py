@@ -5,13 +5,9 @@ is measured, saved and handed on, filled with the weights of the moment on the f
 """
 
 import copy
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import FSDPStrategy
-from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -26,15 +22,12 @@ from limbeck.stages.objective import Objective
 from limbeck.stages.settings import FitSettings
 from limbeck.teachers.ema import EMA
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.wrappers import _FabricOptimizer
 
 
-def is_sharded(fabric: Fabric) -> bool:
-    """Whether processes hold parts of the weights."""
-    return isinstance(fabric.strategy, FSDPStrategy)
-
-
-def to_shard(objective: Objective, settings: FitSettings, fabric: Fabric) -> Objective:
+def to_shard(objective: Objective, settings: FitSettings, fabric: "Fabric") -> Objective:
     """The copy of a begun objective that is cut up in its place.
 
     Raises:
@@ -53,24 +46,6 @@ def to_shard(objective: Objective, settings: FitSettings, fabric: Fabric) -> Obj
         raise LimbeckError(f"{name} has several optimizers, whose states cannot be gathered under FSDP; use ddp")
     fabric.strategy.precision.convert_module(objective)  # as setup does with the copy
     return copy.deepcopy(objective)
-
-
-def on_first_process(fabric: Fabric, work: Callable[[], T]) -> T:
-    """What ``work`` gives on the first process, on all of them; so is its error.
-
-    Raises:
-        LimbeckError: raised by ``work``.
-    """
-    result, error = None, None
-    if fabric.global_rank == 0:
-        try:
-            result = work()
-        except LimbeckError as raised:
-            error = raised
-    result, error = fabric.broadcast((result, error))
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]  # broadcast from where it was set
 
 
 class WholeObjective:
@@ -108,6 +83,10 @@ class WholeObjective:
         self.gather()
         return self.whole.state_dict()
 
+    def optimizer(self, optimizer: "_FabricOptimizer") -> "WholeOptimizer":
+        """The state of one of its optimizers."""
+        return WholeOptimizer(self.module, optimizer)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state that every process was given."""
         self.whole.load_state_dict(state)
@@ -127,7 +106,7 @@ class WholeObjective:
 class WholeOptimizer:
     """The state of an optimizer of sharded weights, by their names; every process must ask for it."""
 
-    def __init__(self, module: nn.Module, optimizer: _FabricOptimizer) -> None:
+    def __init__(self, module: nn.Module, optimizer: "_FabricOptimizer") -> None:
         self.module = module
         self.optimizer = optimizer.optimizer
 

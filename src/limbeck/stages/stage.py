@@ -8,6 +8,7 @@ import platform
 import shutil
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -199,14 +200,12 @@ def source_hash(cls: type) -> str:
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    import lightning_fabric
-    import torchvision
-
+    # Not from the modules: importing them takes seconds.
     return {
         "limbeck": limbeck.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "lightning_fabric": lightning_fabric.__version__,
+        "torchvision": metadata.version("torchvision"),
+        "lightning_fabric": metadata.version("lightning-fabric"),
         "machine": platform.machine(),
     }

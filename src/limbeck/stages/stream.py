@@ -6,10 +6,9 @@ import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from limbeck.data.corrupted import CorruptedData, CorruptedStream
@@ -31,6 +30,9 @@ from limbeck.stages.objective import Batch, Objective, Plan
 from limbeck.stages.processes import make_fabric
 from limbeck.stages.settings import FitSettings
 from limbeck.stages.stage import Context, write_result
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class Adapter(Objective):
@@ -157,7 +159,7 @@ class Adapt:
         if stopped:
             raise KeyboardInterrupt(stopped)
 
-    def _run(self, fabric: Fabric, folder: Path, context: Context) -> str:
+    def _run(self, fabric: "Fabric", folder: Path, context: Context) -> str:
         metrics: dict[str, float] = {}
         finished: list[Pass] = []
         with Interrupt() as interrupt:
@@ -183,7 +185,7 @@ class Adapt:
         )
         return ""
 
-    def _engine(self, fabric: Fabric, stream: CorruptedStream) -> Engine:
+    def _engine(self, fabric: "Fabric", stream: CorruptedStream) -> Engine:
         objective = copy.deepcopy(self.objective)
         objective.begin(Plan(stream.samples.num_samples, len(self.data.classes), len(stream), stream.rounds))
         objective.eval()
@@ -194,7 +196,7 @@ class Adapt:
         return Engine(fabric, module, dict(zip(optimizers, steppers, strict=True)))
 
     def _pass(
-        self, fabric: Fabric, stream: CorruptedStream, folder: Path, context: Context, interrupt: Interrupt
+        self, fabric: "Fabric", stream: CorruptedStream, folder: Path, context: Context, interrupt: Interrupt
     ) -> Pass | str:
         """The answers to one stream; where it was stopped instead, the words for it."""
         if (folder / STREAM).exists():
@@ -249,7 +251,7 @@ class _Checkpoint(Checkpoint):
         return {**super()._stateful(), "answers": self.answers}
 
 
-def _unlabelled(batch: Batch, fabric: Fabric) -> Batch:
+def _unlabelled(batch: Batch, fabric: "Fabric") -> Batch:
     """What an adapter may see of a batch."""
     seen: Batch = fabric.to_device({name: value for name, value in batch.items() if name != "label"})
     return seen
