@@ -5,6 +5,11 @@ import torch
 from limbeck import losses
 from limbeck.labels import Labels, shrink_classes, top_k
 from limbeck.losses.adversarial import reverse_gradient
+from limbeck.losses.consistency import consistency_cross_entropy
+from limbeck.losses.contrastive import info_nce, nt_xent
+from limbeck.losses.entropy import entropy
+from limbeck.losses.one_versus_rest import one_versus_rest
+from limbeck.losses.proportion import proportion_cross_entropy
 
 torch.manual_seed(0)
 student, teacher = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6)
@@ -48,6 +53,13 @@ def everything(student, teacher, weight, labels, maps):
             hard=0.5,
             chunk=3,
         ).value,
+        losses.fused_linear_cross_entropy(losses.Projection(student, layer), labels, weight=weight).value,
+        entropy(student, weight=weight),
+        nt_xent(student, teacher, temperature=0.5),
+        info_nce(student, teacher),
+        one_versus_rest(student, labels.abs(), weight=weight),
+        proportion_cross_entropy(student.reshape(2, 2, 6), teacher[:2].softmax(-1)),
+        consistency_cross_entropy(student, teacher, weight=weight),
     ]
     return torch.stack(values)
 

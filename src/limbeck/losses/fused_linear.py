@@ -159,7 +159,9 @@ def _selection(
             raise LimbeckError(
                 f"the student has rows {list(shape)} and the {name} {list(values.shape)}, must be the same"
             )
-    used = None if weight is None else weight.reshape(-1).nonzero()[:, 0]
+    used = None
+    if weight is not None and not torch.compiler.is_compiling():  # a compiler knows no number of rows but all
+        used = weight.reshape(-1).nonzero()[:, 0]
 
     def pick(values: Tensor) -> Tensor:
         flat = values.reshape(-1, *values.shape[len(shape) :])
