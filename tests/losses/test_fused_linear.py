@@ -96,10 +96,10 @@ def test_top_k(k: int, tail: str) -> None:
 def test_hard_and_soft() -> None:
     own, logits, weight = student(), whole(teacher()), weights()
     labels = torch.randint(C, (B, L)).masked_fill(weight == 0, -100)
-    found = fused_linear_divergence(own, logits, D.js, labels=labels, hard=0.3, weight=weight > 0, chunk=2)
-    kept = weight > 0
-    z, y = whole(own)[kept], labels[kept]
-    expected = 0.3 * torch.nn.functional.cross_entropy(z, y) + 0.7 * D.js(z, logits[kept])
+    found = fused_linear_divergence(own, logits, D.js, labels=labels, hard=0.3, weight=weight, chunk=2)
+    z = whole(own)
+    hard = torch.nn.functional.cross_entropy(z.flatten(0, 1), labels.flatten(), reduction="none")
+    expected = 0.3 * (weight.flatten() * hard).sum() / weight.sum() + 0.7 * D.js(z, logits, weight=weight)
     torch.testing.assert_close(found.value, expected, check_dtype=False)
     torch.testing.assert_close(gradients(found.value, own), gradients(expected, own), rtol=1e-6, atol=1e-9)
 

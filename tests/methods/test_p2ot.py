@@ -142,6 +142,7 @@ def test_head_and_epoch_with_the_lowest_loss_are_kept(data):
             if float(means.min()) <= best:
                 best, kept = float(means.min()), copy.deepcopy(objective.student.state_dict())
             sums, count = torch.zeros(2), 0
+    assert objective.lowest.item() == pytest.approx(best)
     for name, value in objective.trained().state_dict().items():
         assert torch.equal(value, kept[name]), name
     assert begun(P2OT, data, select="last").trained() is not None
