@@ -41,6 +41,15 @@ class Projection(NamedTuple):
         """All of them."""
         return self.hidden if self.weight is None else F.linear(self.hidden, self.weight, self.bias)
 
+    def cast(self) -> "Projection":
+        """As autocast casts the factors of a product: once, and not chunk by chunk."""
+        kind = self.hidden.device.type
+        if self.weight is None or self.hidden.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+            return self
+        low = torch.get_autocast_dtype(kind)
+        bias = None if self.bias is None else self.bias.to(low)
+        return Projection(self.hidden.to(low), self.weight.to(low), bias)
+
 
 def fused_linear(logits: Projection, loss: Callable[[Tensor, slice], Tensor], chunk: int | None = None) -> Tensor:
     """The sum of a loss over rows whose logits are computed a chunk at a time.
@@ -182,6 +191,8 @@ class _FusedLinear(torch.autograd.Function):
             torch.zeros_like(weight, dtype=kind) if weight is not None and of_weight else None,
             torch.zeros_like(bias, dtype=kind) if bias is not None and of_bias else None,
         ]
+        ctx.kinds = [None if values is None else values.dtype for values in (hidden, weight, bias)]
+        hidden, weight, bias = Projection(hidden, weight, bias).cast()
         total = hidden.new_zeros((), dtype=kind)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
@@ -199,7 +210,6 @@ class _FusedLinear(torch.autograd.Function):
                 gradients[1] += gradient.mT @ hidden[rows].to(gradient.dtype)
             if gradients[2] is not None:
                 gradients[2] += gradient.sum(0)
-        ctx.kinds = [None if values is None else values.dtype for values in (hidden, weight, bias)]
         ctx.save_for_backward(*gradients)
         return total
 
@@ -218,7 +228,7 @@ def _detach(teacher: Any, pick: Callable[[Tensor], Tensor]) -> Any:
     """The rows of a teacher that are used, without gradient."""
     if isinstance(teacher, Projection):
         layer = (None if values is None else values.detach() for values in teacher[1:])
-        return Projection(pick(teacher.hidden.detach()), *layer)
+        return Projection(pick(teacher.hidden.detach()), *layer).cast()
     if isinstance(teacher, TopK):
         return TopK(*(pick(part.detach()) for part in teacher))
     return pick(teacher.detach())

@@ -244,7 +244,8 @@ def _detached(term: Mean) -> Mean:
 def _merged(terms: list[Tensor | Mean]) -> Tensor | Mean:
     first = terms[0]
     if len(terms) == 1:
-        return first
+        # A copy: it may be a buffer that the end of the update changes.
+        return first.clone() if isinstance(first, Tensor) else first
     if isinstance(first, Mean):
         means = [term for term in terms if isinstance(term, Mean)]
         return Mean(torch.stack([m.total for m in means]).sum(), torch.stack([m.count for m in means]).sum())
