@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from limbeck.data.samples import ImageData, Samples
 from limbeck.stages.stage import versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,8 +65,18 @@ def show(row: Mapping[str, object], more: str = "") -> None:
     )
 
 
-def save(name: str, rows: Sequence[Mapping[str, object]], threads: int) -> None:
+def noise(size: int, count: int = 1024) -> ImageData:
+    """Grey images without a meaning: speed does not depend on it."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 1, size, size, generator=generator)
+    labels = torch.arange(count) % 10
+    samples = Samples(images, labels, [str(c) for c in range(10)])
+    few = samples.subset(range(64))
+    return ImageData(samples, few, few, None, samples.classes, view="none")
+
+
+def save(name: str, rows: Sequence[Mapping[str, object]], threads: int, device: str = "CPU") -> None:
     """Write ``results/NAME.json``."""
     RESULTS.mkdir(exist_ok=True)
-    result = {"name": name, "device": f"CPU, {threads} thread(s)", "versions": versions(), "rows": list(rows)}
+    result = {"name": name, "device": f"{device}, {threads} thread(s)", "versions": versions(), "rows": list(rows)}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import alternate, options, quotient, save, show
+from common import alternate, noise, options, quotient, save, show
 from limbeck.data.codec import Codec
 from limbeck.data.samples import ImageData, Samples
 from limbeck.data.store import LabelStore, Rows, Schema
@@ -34,7 +34,6 @@ from limbeck.stages.stage import Context
 from limbeck.stages.store_writer import StoreWriter
 from limbeck.teachers.frozen import Frozen
 from limbeck.teachers.stored import Stored
-from step_overhead import noise
 
 CLASSES, VIEWS, KEPT, IMAGES, CROPS = 1000, 20, 5, 32, 4
 
@@ -49,7 +48,8 @@ def schema(classes: int, samples: int, views: int, **changes: object) -> Schema:
 def write_store(folder: Path, made: Schema, samples: Samples, logits: Callable[[Tensor], Tensor]) -> LabelStore:
     writer = StoreWriter(folder, made, samples, made.rows)
     for rows in torch.arange(made.rows).split(8192):
-        writer.add(rows, Rows(logits(rows), rows, torch.ones(len(rows)), torch.zeros(len(rows), 4)))
+        labels = Rows(logits(rows), rows, torch.ones(len(rows)), torch.zeros(len(rows), 4))
+        writer.add(made.encode(rows, labels))
     writer.flush()
     return LabelStore.open(folder)
 

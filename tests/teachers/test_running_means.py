@@ -73,6 +73,20 @@ def test_state_is_saved_and_kept_in_float32() -> None:
         assert {value.dtype for value in statistic.state_dict().values()} == {torch.float32, torch.int64}
 
 
+def test_a_restored_mean_goes_on_where_it_was() -> None:
+    for make in (lambda: BatchMeans(3, 3), lambda: MovingMean(None), lambda: MovingMean(0.9)):
+        whole, restored = make(), make()
+        drawn = [batch if isinstance(whole, BatchMeans) else batch[:, 0] for batch in batches(7)]
+        for values in drawn[:4]:
+            whole.update(values)
+        restored.load_state_dict(whole.state_dict())
+        for values in drawn[4:]:
+            assert torch.equal(restored(values), whole(values))
+            whole.update(values)
+            restored.update(values)
+        assert all(torch.equal(a, b) for a, b in zip(restored.buffers(), whole.buffers(), strict=True))
+
+
 def test_errors() -> None:
     with pytest.raises(LimbeckError, match="0 batches and 3 classes"):
         BatchMeans(0, 3)

@@ -84,9 +84,11 @@ def _weighted(values: Values, weight: Weight | None) -> Values:
     # 0 x inf is NaN: what is not used must not spoil the sum.
     if weight.dtype == torch.bool:
         return torch.where(weight, values, 0.0)
-    # Finite values are left alone, so that the gradient with respect to a weight of 0 is the value (learning to
-    # reweight starts there).
-    unused = (weight == 0) & ~values.isfinite()
+    unused = weight == 0
+    if weight.requires_grad:
+        # Finite values are left alone, so that the gradient with respect to a weight of 0 is the value (learning to
+        # reweight starts there).
+        unused = unused & ~values.isfinite()
     return values.masked_fill(unused, 0.0) * weight
 
 

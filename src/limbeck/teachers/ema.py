@@ -101,7 +101,7 @@ def _lerp(average: list[Tensor], current: list[Tensor], rate: float, what: str) 
     if [tensor.shape for tensor in average] != [tensor.shape for tensor in current]:
         raise LimbeckError(f"the {what} of the model do not have the shapes of those that are averaged")
     pairs = list(zip(average, current, strict=True))
-    floats = [(old, new.detach().to(old.dtype)) for old, new in pairs if old.is_floating_point()]
+    floats = [(old, new.to(old.dtype)) for old, new in pairs if old.is_floating_point()]
     if floats and rate == 1.0:
         # Exactly the model: old + 1 (new - old) rounds.
         torch._foreach_copy_([old for old, _ in floats], [new for _, new in floats])

@@ -6,7 +6,7 @@ with its own mean, and the whole batch's is remembered.
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -42,22 +42,24 @@ class BatchMeans(nn.Module):
             raise LimbeckError(f"a queue of {length} batches and {num_classes} classes holds nothing")
         self.register_buffer("queue", torch.zeros(length, num_classes))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
+        # The same number on the host: arithmetic with it costs nothing there, and reading the buffer waits for the
+        # device.
+        self._batches = 0
+        self.register_load_state_dict_post_hook(_count_again)
 
     @torch.no_grad()
     def forward(self, probabilities: Tensor) -> Tensor:
         """The marginal [C] with a batch of ``probabilities`` [B, C] counted in; nothing is remembered."""
-        filled = (self.num_batches + 1).clamp(max=len(self.queue))
-        return self._with(probabilities).sum(0) / filled
+        queue = self.queue.clone()
+        queue[self._batches % len(queue)] = _mean(probabilities)
+        return queue.sum(0) / min(self._batches + 1, len(queue))
 
     @torch.no_grad()
     def update(self, probabilities: Tensor) -> None:
         """Remember a batch of ``probabilities`` [B, C] in the place of the oldest."""
-        self.queue.copy_(self._with(probabilities))
+        self.queue[self._batches % len(self.queue)] = _mean(probabilities)
+        self._batches += 1
         self.num_batches += 1
-
-    def _with(self, probabilities: Tensor) -> Tensor:
-        place = torch.arange(len(self.queue), device=self.queue.device) == self.num_batches % len(self.queue)
-        return torch.where(place[:, None], _mean(probabilities), self.queue)
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keep_dtype(function), recurse)
@@ -86,23 +88,33 @@ class MovingMean(nn.Module):
         self.decay = decay
         self.register_buffer("average", torch.zeros(()))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
+        self._batches = 0  # the same number on the host
+        self.register_load_state_dict_post_hook(_count_again)
 
     @torch.no_grad()
     def forward(self, values: Tensor) -> Tensor:
         """The average, scalar, with a batch of ``values`` [B] counted in; nothing is remembered."""
-        decay = self.num_batches / (self.num_batches + 1.0)
-        if self.decay is not None:
-            decay = decay.sign() * self.decay  # none of what was not there before the first batch
-        return torch.lerp(_mean(values), self.average, decay)
+        return torch.lerp(_mean(values), self.average, self._next_decay())
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
         """Remember a batch of ``values`` [B]."""
-        self.average.copy_(self(values))
+        torch.lerp(_mean(values), self.average, self._next_decay(), out=self.average)
+        self._batches += 1
         self.num_batches += 1
+
+    def _next_decay(self) -> float:
+        if self.decay is None:
+            return self._batches / (self._batches + 1)
+        return self.decay if self._batches else 0.0  # none of what was not there before the first batch
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keep_dtype(function), recurse)
+
+
+def _count_again(module: nn.Module, incompatible: Any) -> None:
+    if isinstance(module, BatchMeans | MovingMean):
+        module._batches = int(module.num_batches)
 
 
 def _mean(values: Tensor) -> Tensor:
