@@ -103,8 +103,13 @@ def _compare(arguments: argparse.Namespace, overrides: Overrides) -> None:
         for key in ("seeds", "reference", "title", "name")
         if getattr(arguments, key) is not None
     }
-    done = compare(**options, out=arguments.out, workers=arguments.workers, quiet=arguments.quiet, **overrides)
+    done = compare(**options, **_how(arguments), **overrides)
     _show_comparison(done, report=not arguments.no_report)
+
+
+def _how(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where runs are made, by whom, and what is shown of them."""
+    return {key: getattr(arguments, key) for key in ("out", "engine", "workers", "address", "quiet")}
 
 
 def _arms(words: Sequence[str]) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def _demo(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
     file = resources.files("limbeck") / "recipes" / "demo.yaml"
     options = read_comparison(file.read_text(encoding="utf-8"), "demo.yaml")
-    done = compare(**options, name="demo", out=arguments.out, workers=arguments.workers, quiet=arguments.quiet)
+    done = compare(**options, name="demo", **_how(arguments))
     _show_comparison(done, report=True)
 
 
@@ -162,10 +167,8 @@ def _tune(arguments: argparse.Namespace, overrides: Overrides) -> None:
         if not equals:
             raise LimbeckError(f"--space {text!r}: write KEY=VALUES, such as fit.optimizer.lr=[0.01,0.1]")
         space[key] = parse_value(values)
-    options = {
-        key: getattr(arguments, key) for key in ("trials", "seeds", "metric", "better", "name", "out", "workers")
-    }
-    done = tune(arguments.method, space, quiet=arguments.quiet, **options, **overrides)
+    options = {key: getattr(arguments, key) for key in ("trials", "seeds", "metric", "better", "name")}
+    done = tune(arguments.method, space, **options, **_how(arguments), **overrides)
     show.table(
         [*space, f"validation {arguments.metric}"],
         [
@@ -189,13 +192,7 @@ def _verify(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
     _refuse_reserved(verify, overrides)
     measured = verify(
-        arguments.method,
-        out=arguments.out,
-        evidence=arguments.evidence,
-        workers=arguments.workers,
-        seeds=arguments.seeds,
-        quiet=arguments.quiet,
-        **overrides,
+        arguments.method, evidence=arguments.evidence, seeds=arguments.seeds, **_how(arguments), **overrides
     )
     show.claims(measured["claims"])
     print(f"\nevidence: {arguments.evidence or evidence_file(arguments.method)}")
@@ -229,8 +226,8 @@ def _label(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
     model = _model_folder(arguments.model)
     data, options = _data_given("label", overrides, Path(model))
-    names = ("out", "views", "top_k", "hard", "storage", "samples", "seed", "batch_size", "device", "quiet")
-    found = label(model, data, **{name: getattr(arguments, name) for name in names}, **options)
+    names = ("views", "top_k", "hard", "storage", "samples", "seed", "batch_size", "device")
+    found = label(model, data, **{name: getattr(arguments, name) for name in names}, **_how(arguments), **options)
     agreement = f", {found['agreement']:.1%} of them the true label" if "agreement" in found else ""
     print(f"labels of {found['bytes_a_label']:.0f} bytes each{agreement}: {arguments.out}")
 

@@ -88,6 +88,18 @@ def make_parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    def engine(p: argparse.ArgumentParser) -> None:
+        p.add_argument(
+            "--engine",
+            choices=("processes", "ray"),
+            default="processes",
+            help="processes of this machine (default), or tasks of a Ray cluster",
+        )
+        p.add_argument(
+            "--address",
+            help="of a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: one is started and ended)",
+        )
+
     def runs(p: argparse.ArgumentParser, *, workers: bool = True) -> None:
         p.add_argument("--out", default="runs", help="where run folders are made (default: runs)")
         p.add_argument("--quiet", action="store_true", help="show nothing but the result")
@@ -95,6 +107,7 @@ def make_parser() -> Parser:
             p.add_argument(
                 "--workers", type=int, default=1, help="how many runs side by side, one process each (default: 1)"
             )
+            engine(p)
 
     p = verb("list", "the methods, their papers and the state of their evidence")
     p.add_argument("--json", action="store_true", help="as JSON")
@@ -184,6 +197,8 @@ def make_parser() -> Parser:
     p.add_argument("--seed", type=int, default=0, help="of the split and the views, as of the run (default: 0)")
     p.add_argument("--batch-size", type=int, default=256, help="samples a forward pass (default: 256)")
     p.add_argument("--device", help="where the model runs, such as cuda (default: the CPU)")
+    p.add_argument("--workers", type=int, default=1, help="how many tasks of --engine ray share the work (default: 1)")
+    engine(p)
     p.add_argument("--quiet", action="store_true", help="show nothing but the result")
 
     p = verb("predict", "label images with a saved model")

@@ -27,7 +27,7 @@ def store(digits: ImageData, tmp_path: Path) -> LabelStore:
     made: Schema = dataclasses.replace(schema(digits), views=VIEWS, view="crop@0.2-1", flip=True, storage="float32")
     writer = StoreWriter(tmp_path, made, few(digits), 6 * VIEWS)
     rows = torch.arange(6 * VIEWS)
-    writer.add(rows, rows_of(rows))
+    writer.add(made.encode(rows, rows_of(rows)))
     writer.flush()
     return LabelStore.open(tmp_path)
 

@@ -55,7 +55,7 @@ def write(
     for part in parts:
         rows = torch.tensor(part)
         written.append(rows_of(rows))
-        writer.add(rows, written[-1])
+        writer.add(made.encode(rows, written[-1]))
         writer.flush()
     return written
 
@@ -111,7 +111,7 @@ def test_unfinished_store_is_refused_and_goes_on(digits: ImageData, tmp_path: Pa
     again = StoreWriter(tmp_path, schema(digits), six(digits), 12)
     assert again.done == 3
     rows = torch.arange(3, 12)
-    again.add(rows, rows_of(rows))
+    again.add(again.schema.encode(rows, rows_of(rows)))
     again.flush()
     assert LabelStore.open(tmp_path).read(rows).logits.shape == (9, 10)
 
@@ -121,7 +121,7 @@ def test_views_can_be_added_and_nothing_else(digits: ImageData, tmp_path: Path) 
     before = LabelStore.open(tmp_path)
     more = StoreWriter(tmp_path, schema(digits, views=3), six(digits), 18)
     rows = torch.arange(12, 18)
-    more.add(rows, rows_of(rows))
+    more.add(more.schema.encode(rows, rows_of(rows)))
     more.flush()
     found = LabelStore.open(tmp_path)
     assert found.schema.views == 3
@@ -136,11 +136,10 @@ def test_views_can_be_added_and_nothing_else(digits: ImageData, tmp_path: Path) 
         StoreWriter(tmp_path, schema(digits, views=3), digits.train.subset([0, 3, 11, 7, 5, 2]), 18)
 
 
-def test_numbers_that_the_storage_cannot_hold(digits: ImageData, tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path, schema(digits), six(digits), 12)
+def test_numbers_that_the_storage_cannot_hold(digits: ImageData) -> None:
     rows = torch.tensor([0])
     with pytest.raises(LimbeckError, match="not finite in float16"):
-        writer.add(rows, rows_of(rows, scale=1e6))
+        schema(digits).encode(rows, rows_of(rows, scale=1e6))
 
 
 def test_changed_files_and_other_versions_are_refused(digits: ImageData, tmp_path: Path) -> None:

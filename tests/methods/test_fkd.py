@@ -45,7 +45,8 @@ def stored_labels(data: ImageData, folder: Path, logits: Tensor) -> Stored:
     writer = StoreWriter(folder, made, data.train, count * views)
     rows = torch.arange(count * views)
     blank = torch.zeros(len(rows))
-    writer.add(rows, Rows(logits.transpose(0, 1).reshape(len(rows), -1), rows, blank, torch.zeros(len(rows), 4)))
+    labels = Rows(logits.transpose(0, 1).reshape(len(rows), -1), rows, blank, torch.zeros(len(rows), 4))
+    writer.add(made.encode(rows, labels))
     writer.flush()
     return Stored(LabelStore.open(folder))
 

@@ -141,8 +141,10 @@ def test_modules_travel_to_workers_where_they_can(tmp_path: Path, digits: ImageD
     torch.manual_seed(0)
     arms = {name: arm | {"student": Module(), "data": digits} for name, arm in ARMS.items()}
     fit = {"updates": 2}
-    done = compare(arms, seeds=1, out=tmp_path, workers=2, quiet=True, fit=fit)
-    assert set(done.arms) == {"plain", "smooth"}
+    two = compare(arms, seeds=2, out=tmp_path / "two", workers=2, quiet=True, fit=fit)
+    one = compare(arms, seeds=2, out=tmp_path / "one", quiet=True, fit=fit)
+    assert set(two.arms) == {"plain", "smooth"}
+    assert stable(comparison(one.folder)) == stable(comparison(two.folder)), "a run went on with another's weights"
 
     class Local(Module):
         """Of this test: no other process can import it."""

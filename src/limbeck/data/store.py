@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.data.arrow import read_columns
-from limbeck.data.codec import Codec, Kept, Storage, Tail
+from limbeck.data.codec import Codec, Columns, Kept, Storage, Tail
 from limbeck.data.samples import Samples
 from limbeck.errors import LimbeckError
 
@@ -94,6 +94,18 @@ class Schema:
                 "box": (np.dtype(np.int16), 4),
             }
         return found if self.ordered else {"row": (np.dtype(np.int64), 1), **found}
+
+    def encode(self, rows: Tensor, labels: "Rows") -> Columns:
+        """Columns [B, width] of the labels of rows, int64 [B].
+
+        Raises:
+            LimbeckError: a logit that the storage cannot hold.
+        """
+        found = self.codec.encode(labels.logits)
+        for name in self.columns.keys() - found.keys():
+            values = rows if name == "row" else getattr(labels, name)
+            found[name] = values.numpy().reshape(len(rows), -1).astype(self.columns[name][0])
+        return found
 
     @property
     def row_bytes(self) -> int:

@@ -1,15 +1,17 @@
 """Label: a teacher's labels for the views that a later fit will see, on disk."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.codec import Kept, Storage
+from limbeck.data.codec import Columns, Kept, Storage
 from limbeck.data.fingerprint import samples_hash
 from limbeck.data.random import derive
 from limbeck.data.samples import Samples
@@ -22,6 +24,11 @@ from limbeck.stages.digest import module_hash
 from limbeck.stages.evaluation import as_shipped
 from limbeck.stages.stage import Context, source_hash, versions, write_result
 from limbeck.stages.store_writer import StoreWriter
+
+Labelled = tuple[int, Columns]
+"""Number of a batch and its labels."""
+Spread = Callable[[Callable[[range], Generator[Labelled]], range], Generator[Labelled]]
+"""Has the batches that begin at some rows labelled by other processes, and yields them in order."""
 
 
 class Label:
@@ -49,6 +56,7 @@ class Label:
         every: batches between two files.
         seed: of the views; by default derived from the run's and the stage's name.
         device: where the teacher runs; by default where it is.
+        spread: who labels the batches; by default this process.
 
     Raises:
         LimbeckError: numbers or a view that cannot be.
@@ -73,6 +81,7 @@ class Label:
         every: int = 200,
         seed: int | None = None,
         device: torch.device | str | None = None,
+        spread: Spread | None = None,
     ) -> None:
         if every < 1 or batch_size < 1:
             raise LimbeckError(f"{name}: every is {every} and batch_size {batch_size}; both must be at least 1")
@@ -88,7 +97,7 @@ class Label:
         self.planned = views * len(samples) if views else batches * batch_size
         self.batches = batches or -(-self.planned // batch_size)
         self.mixing, self.alpha, self.kept, self.k, self.storage = mixing, alpha, kept, k, storage
-        self.every, self.seed, self.device = every, seed, device
+        self.every, self.seed, self.device, self.spread = every, seed, device, spread
         _ = self._schema(0, "").codec  # refuses what cannot be kept
 
     def identity(self, context: Context) -> Mapping[str, Any]:
@@ -108,12 +117,14 @@ class Label:
         writer = StoreWriter(folder, schema, self.samples, self.planned)
         begin = time.perf_counter() - writer.seconds
         done = -(-writer.done // self.batch_size)
+        starts = range(writer.done, self.planned, self.batch_size)
+        work = partial(self._labelled, schema)
         with (
             context.reporter.stage(self.name, done, self.batches),
-            as_shipped(self.teacher, self.device) as device,
+            closing(self.spread(work, starts) if self.spread else work(starts)) as labelled,
         ):
-            for number, rows, images in self._read(schema, writer.done):
-                writer.add(rows, self._label(images, rows, schema.seed, number, device))
+            for number, columns in labelled:
+                writer.add(columns)
                 context.reporter.advance(number + 1, None)
                 if (number + 1) % self.every == 0:
                     writer.flush(time.perf_counter() - begin)
@@ -137,7 +148,9 @@ class Label:
         schema = self._schema(0, "")
         with as_shipped(self.teacher, self.device) as device:
             begin = time.perf_counter()
-            for _, (number, rows, images) in zip(range(2), self._read(schema, 0), strict=False):
+            for _, (number, rows, images) in zip(
+                range(2), self._read(schema, range(0, self.planned, self.batch_size)), strict=False
+            ):
                 self._label(images, rows, 0, number, device)
             seconds = (time.perf_counter() - begin) / min(2, self.batches)
         size = self.planned * schema.row_bytes
@@ -168,11 +181,17 @@ class Label:
             teacher=teacher,
         )
 
-    def _read(self, schema: Schema, done: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Number, rows of the store and unmixed images of each batch from row ``done`` on."""
+    def _labelled(self, schema: Schema, starts: range) -> Generator[Labelled]:
+        """The batches that begin at ``starts``."""
+        with as_shipped(self.teacher, self.device) as device:
+            for number, rows, images in self._read(schema, starts):
+                yield number, schema.encode(rows, self._label(images, rows, schema.seed, number, device))
+
+    def _read(self, schema: Schema, starts: range) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Number, rows of the store and unmixed images of the batches that begin at ``starts``."""
         count = len(self.samples)
         if self.views:
-            for start in range(done, self.planned, self.batch_size):
+            for start in starts:
                 rows = torch.arange(start, min(start + self.batch_size, self.planned))
                 batch = self.samples.fetch(rows % count)
                 views = self.samples.augment(
@@ -185,7 +204,7 @@ class Label:
         stream = Stream(
             self.samples, self.batch_size, schema.seed, views={"image": self.view}, name=schema.stream, flip=self.flip
         )
-        for number in range(done // self.batch_size, self.batches):
+        for number in (start // self.batch_size for start in starts):
             batch = stream.batch(number)
             yield number, batch["epoch"] * count + place[batch["index"]], batch["image"]
 

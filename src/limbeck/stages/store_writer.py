@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from limbeck.data.arrow import read_columns, write_columns
+from limbeck.data.codec import Columns
 from limbeck.data.samples import Samples
 from limbeck.data.store import (
     FORMAT_VERSION,
     MANIFEST,
     SAMPLES,
     LabelStore,
-    Rows,
     Schema,
     pixel_hashes,
     read_manifest,
@@ -42,7 +41,7 @@ class StoreWriter:
 
     def __init__(self, folder: Path, schema: Schema, samples: Samples, planned: int) -> None:
         self.folder, self.schema = folder, schema
-        self._waiting: list[dict[str, NDArray[Any]]] = []
+        self._waiting: list[Columns] = []
         if (folder / MANIFEST).is_file():
             before, self._manifest = read_manifest(folder)
             _refuse_other(folder, before, schema)
@@ -62,16 +61,8 @@ class StoreWriter:
         """Rows that are safe on the disk."""
         return sum(part["rows"] for part in self._manifest["files"])
 
-    def add(self, rows: Tensor, labels: Rows) -> None:
-        """Put labels of rows, int64 [B], behind those that are there; they are written by :meth:`flush`.
-
-        Raises:
-            LimbeckError: a logit that the storage cannot hold.
-        """
-        columns = self.schema.codec.encode(labels.logits)
-        for name in self.schema.columns.keys() - columns.keys():
-            values = rows if name == "row" else getattr(labels, name)
-            columns[name] = values.numpy().reshape(len(rows), -1).astype(self.schema.columns[name][0])
+    def add(self, columns: Columns) -> None:
+        """Put rows, as :meth:`Schema.encode` gave them, behind those that are there; :meth:`flush` writes them."""
         self._waiting.append(columns)
 
     @property

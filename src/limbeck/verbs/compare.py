@@ -13,6 +13,7 @@ from limbeck.recipe import Recipe, overlay, read_yaml
 from limbeck.signature import refuse_unknown
 from limbeck.stages.files import locked, write_json
 from limbeck.stages.stage import FORMAT_VERSION, versions
+from limbeck.verbs.on_ray import Engine
 from limbeck.verbs.run import default_name, plain, prepare
 from limbeck.verbs.runs import Job, run_all
 
@@ -42,7 +43,9 @@ def compare(
     title: str | None = None,
     name: str | None = None,
     out: str | Path = "runs",
+    engine: Engine = "processes",
     workers: int = 1,
+    address: str | None = None,
     quiet: bool = False,
     **overrides: Any,
 ) -> Comparison:
@@ -56,7 +59,9 @@ def compare(
         title: heading of the report.
         name: folder below ``out``.
         out: where run folders are made.
-        workers: processes that train side by side, one core each.
+        engine: ``processes`` of this machine, or tasks of a Ray cluster (``ray``).
+        workers: how many runs at once, one process and one core each.
+        address: of a running Ray cluster, such as ``auto``; by default one is started for the call.
         quiet: show nothing.
         overrides: keys laid over every arm's recipe, such as ``data="digits"``.
 
@@ -80,7 +85,7 @@ def compare(
             for seed in chosen
             for arm, recipe in recipes.items()
         ]
-        results = run_all(jobs, out, workers=workers, quiet=quiet)
+        results = run_all(jobs, out, engine=engine, workers=workers, address=address, quiet=quiet)
         by_arm = {
             arm: [r for job, r in zip(jobs, results, strict=True) if job.name == f"{name}/{arm}"] for arm in recipes
         }

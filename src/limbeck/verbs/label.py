@@ -1,6 +1,7 @@
 """Store what a trained model says of the training samples, so that trainings read it and run no teacher."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +16,13 @@ from limbeck.errors import LimbeckError
 from limbeck.models.classifier import Classifier
 from limbeck.models.folder import load_classifier
 from limbeck.stages.evaluation import predict_logits, quality
+from limbeck.stages.evaluation.shipped import device_of
 from limbeck.stages.files import locked
 from limbeck.stages.label import Label
 from limbeck.stages.progress import Reporter
 from limbeck.stages.stage import Context
 from limbeck.teachers.frozen import Frozen
+from limbeck.verbs.on_ray import Engine, connected, spread_in_order
 
 ROWS_A_FILE = 1 << 17
 
@@ -37,6 +40,9 @@ def label(
     seed: int = 0,
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    engine: Engine = "processes",
+    workers: int = 1,
+    address: str | None = None,
     quiet: bool = False,
     **arguments: Any,
 ) -> dict[str, float]:
@@ -57,6 +63,10 @@ def label(
         seed: of the split and of the views, as of the run that will read them.
         batch_size: samples a forward pass.
         device: where the model runs; by default where it is.
+        engine: ``processes`` labels in this one; the tasks of a Ray cluster (``ray``) share the batches, and the files
+            are those of one process with one thread.
+        workers: how many tasks at once.
+        address: of a running Ray cluster, such as ``auto``; by default one is started for the call.
         quiet: show nothing.
         **arguments: of the data set and its split, where ``data`` is a name.
 
@@ -69,6 +79,8 @@ def label(
     """
     if views < 1 or batch_size < 1:
         raise LimbeckError(f"views is {views} and batch_size {batch_size}; both must be at least 1")
+    if engine != "ray" and workers != 1:
+        raise LimbeckError(f"workers is {workers}; several share the labelling on Ray only: engine 'ray'")
     if hard and top_k is not None:
         raise LimbeckError("hard keeps one class and no probability; give either hard or top_k")
     if not isinstance(model, Classifier):
@@ -84,6 +96,7 @@ def label(
     teacher = Frozen(model, classes=data.classes)
     folder = Path(out)
     reporter = Reporter(quiet=quiet)
+    gpu = torch.device(device_of(model) if device is None else device).type == "cuda"
     stage = Label(
         "label",
         teacher,
@@ -98,8 +111,9 @@ def label(
         every=max(1, ROWS_A_FILE // batch_size),
         seed=derive(seed, "fit"),
         device=device,
+        spread=partial(spread_in_order, workers=workers, shared=folder, gpu=gpu) if engine == "ray" else None,
     )
-    with locked(folder):
+    with connected(engine, workers, address), locked(folder):
         accuracy = quality(predict_logits(teacher, data.validation))["accuracy"] if len(data.validation) else None
         if accuracy is not None:
             reporter.say(f"the model's validation accuracy is {accuracy:.3f}")

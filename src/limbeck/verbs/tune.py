@@ -12,6 +12,7 @@ from limbeck.errors import LimbeckError, require
 from limbeck.recipe import nest, overlay, resolve
 from limbeck.signature import refuse_unknown
 from limbeck.stages.files import write_json
+from limbeck.verbs.on_ray import Engine, connected
 from limbeck.verbs.run import prepare
 from limbeck.verbs.runs import Job, run_all
 
@@ -46,7 +47,9 @@ def tune(
     better: Literal["higher", "lower"] = "higher",
     name: str | None = None,
     out: str | Path = "runs",
+    engine: Engine = "processes",
     workers: int = 1,
+    address: str | None = None,
     quiet: bool = False,
     **overrides: Any,
 ) -> Tuned:
@@ -63,7 +66,9 @@ def tune(
         better: its better direction.
         name: folder below ``out``.
         out: where run folders are made.
-        workers: processes that train side by side.
+        engine: ``processes`` of this machine, or tasks of a Ray cluster (``ray``).
+        workers: how many runs at once, one process and one core each.
+        address: of a running Ray cluster, such as ``auto``; by default one is started for the call.
         quiet: show nothing.
         overrides: keys laid over the recipe.
 
@@ -80,23 +85,24 @@ def tune(
     name = name or f"tune-{base['method']}"
     done: list[dict[str, Any]] = []
     search = _Grid(space, count) if points(space) < math.inf else _Continuous(space, base, better)
-    while len(done) < count:
-        chosen = search.ask(min(4, count - len(done)))
-        jobs = [
-            Job(
-                resolve(overlay(base, nest(values))),
-                FIRST_SEED + seed,
-                f"{name}/trial-{number}",
-                f"{name}, trial {number}, seed {FIRST_SEED + seed}",
-            )
-            for number, values in enumerate(chosen, len(done))
-            for seed in range(seeds)
-        ]
-        results = run_all(jobs, out, workers=workers, quiet=quiet)
-        measured = [_measured(result["metrics"], metric) for result in results]
-        per_trial = [measured[start : start + seeds] for start in range(0, len(measured), seeds)]
-        search.tell([statistics.fmean(values) for values in per_trial])
-        done += [{"values": values, metric: found} for values, found in zip(chosen, per_trial, strict=True)]
+    with connected(engine, workers, address):
+        while len(done) < count:
+            chosen = search.ask(min(4, count - len(done)))
+            jobs = [
+                Job(
+                    resolve(overlay(base, nest(values))),
+                    FIRST_SEED + seed,
+                    f"{name}/trial-{number}",
+                    f"{name}, trial {number}, seed {FIRST_SEED + seed}",
+                )
+                for number, values in enumerate(chosen, len(done))
+                for seed in range(seeds)
+            ]
+            results = run_all(jobs, out, engine=engine, workers=workers, address=address, quiet=quiet)
+            measured = [_measured(result["metrics"], metric) for result in results]
+            per_trial = [measured[start : start + seeds] for start in range(0, len(measured), seeds)]
+            search.tell([statistics.fmean(values) for values in per_trial])
+            done += [{"values": values, metric: found} for values, found in zip(chosen, per_trial, strict=True)]
     best = (max if better == "higher" else min)(done, key=lambda trial: statistics.fmean(trial[metric]))
     folder = Path(out) / name
     tuned = Tuned(best["values"], statistics.fmean(best[metric]), done, folder)

@@ -16,6 +16,7 @@ from limbeck.signature import refuse_unknown
 from limbeck.stages.files import write_json
 from limbeck.stages.stage import FORMAT_VERSION, versions
 from limbeck.verbs.compare import paired_difference
+from limbeck.verbs.on_ray import Engine, connected
 from limbeck.verbs.run import plain, prepare
 from limbeck.verbs.runs import Job, run_all
 from limbeck.verbs.tune import points, tune
@@ -112,7 +113,9 @@ def verify(
     *,
     out: str | Path = "runs",
     evidence: str | Path | None = None,
+    engine: Engine = "processes",
     workers: int = 1,
+    address: str | None = None,
     seeds: int | None = None,
     quiet: bool = False,
     **overrides: Any,
@@ -123,7 +126,9 @@ def verify(
         slug: the method.
         out: where run folders are made; what is finished there is not repeated.
         evidence: file to write; by default ``evidence/SLUG.json`` of the package.
-        workers: processes that train side by side.
+        engine: ``processes`` of this machine, or tasks of a Ray cluster (``ray``).
+        workers: how many runs at once, one process and one core each.
+        address: of a running Ray cluster, such as ``auto``; by default one is started for the call.
         seeds: number of fresh seeds; the claim's own by default. Fewer than 5 are refused for the package's file.
         quiet: show nothing.
         overrides: keys laid over every arm, for a trial of another regime.
@@ -146,29 +151,32 @@ def verify(
     shared = overlay(claim.get("shared", {}), nest(overrides))
     arms = {name: overlay(shared, arm) for name, arm in claim["arms"].items()}
     tuning = claim["tuning"]
-    tuned = {
-        name: tune(
-            prepare(arm),
-            arm_space(tuning, name),
-            trials=tuning["trials"],
-            seeds=tuning["seeds"],
-            metric=tuning["metric"],
-            better=tuning["better"],
-            name=f"verify-{slug}/tune/{name}",
-            out=out,
-            workers=workers,
-            quiet=quiet,
-        )
-        for name, arm in arms.items()
-    }
-    final = {name: resolve(overlay(prepare(arm), nest(tuned[name].overrides))) for name, arm in arms.items()}
-    fresh = [FIRST_SEED + number for number in range(count)]
-    jobs = [
-        Job(recipe, seed, f"verify-{slug}/{name}", f"{name}, seed {seed}")
-        for seed in fresh
-        for name, recipe in final.items()
-    ]
-    results = run_all(jobs, out, workers=workers, quiet=quiet)
+    with connected(engine, workers, address):
+        tuned = {
+            name: tune(
+                prepare(arm),
+                arm_space(tuning, name),
+                trials=tuning["trials"],
+                seeds=tuning["seeds"],
+                metric=tuning["metric"],
+                better=tuning["better"],
+                name=f"verify-{slug}/tune/{name}",
+                out=out,
+                engine=engine,
+                workers=workers,
+                address=address,
+                quiet=quiet,
+            )
+            for name, arm in arms.items()
+        }
+        final = {name: resolve(overlay(prepare(arm), nest(tuned[name].overrides))) for name, arm in arms.items()}
+        fresh = [FIRST_SEED + number for number in range(count)]
+        jobs = [
+            Job(recipe, seed, f"verify-{slug}/{name}", f"{name}, seed {seed}")
+            for seed in fresh
+            for name, recipe in final.items()
+        ]
+        results = run_all(jobs, out, engine=engine, workers=workers, address=address, quiet=quiet)
     by_arm = {
         name: [r for job, r in zip(jobs, results, strict=True) if job.name == f"verify-{slug}/{name}"] for name in final
     }
