@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as reference
 
-from limbeck.data.views import apply
+from limbeck.data.views import PIECE, apply
 from limbeck.errors import LimbeckError
 
-RANDOM = ["weak", "strong", "crop", "simclr", "simclr_cifar@0.3-1"]
+RANDOM = ["weak", "strong", "mild", "crop", "simclr", "simclr_cifar@0.3-1"]
 
 
 def images(count=24, channels=3, height=12, width=16):
@@ -64,6 +64,16 @@ def test_the_rest_of_the_batch_does_not_matter(name, channels):
         one = slice(row, row + 1)
         alone = apply(name, x[one], seed=4, epochs=epochs[one], indices=indices[one], flip=True)
         assert torch.equal(alone, together[one]), row
+
+
+@pytest.mark.parametrize("name", ["weak", "strong", "crop"])
+def test_images_are_worked_on_in_pieces(name):
+    x = images(3, 3, 900, 800)
+    assert x[0].numel() > PIECE  # so that each is a piece
+    together = view(name, x)
+    for row in range(3):
+        at = torch.tensor([row])
+        assert torch.equal(view(name, x[at], indices=at), together[at])
 
 
 @pytest.mark.parametrize("name", RANDOM)

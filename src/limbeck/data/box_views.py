@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.data.rand_augment import OPERATIONS
+from limbeck.data.rand_augment import operate
 from limbeck.data.random import derive, uniforms
 from limbeck.errors import LimbeckError, nearest
 
@@ -174,12 +174,8 @@ def _mirror(draw: Draws, width: int, flip: bool) -> Tensor:
 
 
 def _colour(images: Tensor, draws: Draws) -> Tensor:
-    chosen = (draws[:, 0] * len(COLOUR)).astype(np.int64)
-    strength = torch.from_numpy(draws[:, 1]).to(images.dtype)
-    changed = torch.empty_like(images)
-    for number in np.unique(chosen):
-        mine = torch.from_numpy(np.flatnonzero(chosen == number))
-        changed[mine] = OPERATIONS[COLOUR[number]](images[mine], strength[mine])
+    changed = images.clone()
+    operate(changed, COLOUR, draws[:, 0], draws[:, 1])
     return changed
 
 

@@ -70,7 +70,9 @@ class Memory:
     def take(self, rows: Tensor) -> Tensor:
         """See :class:`Images`."""
         taken = self.pixels.index_select(0, rows)
-        return taken if taken.dtype == torch.float32 else taken.float().div_(255)
+        if taken.dtype == torch.float32:
+            return taken
+        return torch.from_numpy(np.divide(taken.numpy(), np.float32(255), dtype=np.float32))
 
 
 class Lazy:

@@ -20,35 +20,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from limbeck.data import contrastive_views, crops, rand_augment
 from limbeck.data.random import derive, uniforms
 from limbeck.errors import LimbeckError, nearest
 
+PIECE = 1 << 21
+"""Pixels that are worked on at once: such arrays stay in a cache, and their memory is used again by the next piece."""
+
 Draws = NDArray[np.float64]  # [B, number of draws], uniform in [0, 1)
 
 
 def _mirror(images: Tensor, draws: Draws, flip: bool) -> Tensor:
-    if not flip:
-        return images
-    chosen = torch.from_numpy(draws < 0.5)
-    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
-
-
-def _shifted(size: int, draws: Draws) -> Tensor:
-    """For each sample the source row (or column) of every target row [B, size], reflected at the edges."""
-    margin = min(max(1, size // 8), size - 1)
-    shift = (draws * (2 * margin + 1)).astype(np.int64) - margin
-    places = np.abs(np.arange(size) + shift[:, None])
-    return torch.from_numpy((size - 1) - np.abs((size - 1) - places))
+    """Some of the images mirrored, in place."""
+    if flip:
+        rows = np.flatnonzero(draws < 0.5)
+        images.numpy()[rows] = images.index_select(0, torch.from_numpy(rows)).flip(-1).numpy()
+    return images
 
 
 def _weak(images: Tensor, draws: Draws, flip: bool) -> Tensor:
-    _, channels, height, width = images.shape
-    rows, columns = _shifted(height, draws[:, 0]), _shifted(width, draws[:, 1])
-    places = (rows[:, None, :, None] * width + columns[:, None, None, :]).expand(-1, channels, -1, -1)
-    moved = images.flatten(2).gather(2, places.flatten(2)).view_as(images)
-    return _mirror(moved, draws[:, 2], flip)
+    height, width = size = images.shape[-2:]
+    down, right = (min(max(1, length // 8), length - 1) for length in size)
+    padded = F.pad(images, (right, right, down, down), mode="reflect").numpy()
+    top, left = ((draws[:, axis] * (2 * margin + 1)).astype(np.int64) for axis, margin in enumerate((down, right)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+    return _mirror(torch.from_numpy(windows[np.arange(len(images)), :, top, left]), draws[:, 2], flip)
 
 
 def _strong(images: Tensor, draws: Draws, flip: bool) -> Tensor:
@@ -143,4 +141,9 @@ def apply(view: str, images: Tensor, *, seed: int, epochs: Tensor, indices: Tens
         low, high = _area(name, area, view)
         function = functools.partial(function, low=low, high=high)
     draws = uniforms(derive(seed, "view", view), epochs.numpy(), indices.numpy(), draws=count)
-    return function(images, draws, flip)
+    piece = max(1, PIECE // max(1, images[:1].numel()))
+    views = torch.from_numpy(np.empty(images.shape, np.float32))  # NumPy asks for large pages, torch does not
+    for start in range(0, len(images), piece):
+        rows = slice(start, start + piece)
+        views[rows] = function(images[rows], draws[rows], flip)
+    return views
