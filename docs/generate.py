@@ -41,6 +41,8 @@ def pages() -> dict[Path, str]:
         if method["measured"]:
             found[evidence_file(row["slug"])] = json.dumps(method["measured"], indent=2) + "\n"
     found[ROOT / "docs" / "benchmarks.md"] = _benchmarks()
+    cost = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    found[ROOT / "docs" / "cost.md"] = _between(cost, "growth", _growth())
     return found
 
 
@@ -192,6 +194,19 @@ def _benchmarks() -> str:
             cells += [held, row["goal"], "holds" if row["holds"] else "does not hold"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _growth() -> str:
+    """The curves of benchmarks/growth.py as a table."""
+    file = ROOT / "benchmarks" / "results" / "growth.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    lines = [f"{result['device']}, medians:", "", "| case | a step | peer | its step | ratio | before the first step |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in result["rows"]:
+        ours, peer = (f"{1e3 * statistics.median(row[key]):.2f} ms" for key in ("ours", "peer"))
+        cells = [row["case"], ours, row["peer_name"], peer, f"{row['ratio']['median']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {row['first_seconds']:.2f} s |")
+    return "\n".join(lines)
 
 
 def main() -> int:
