@@ -1,9 +1,9 @@
 """Steps of kd and taid in bfloat16 on an accelerator: limbeck against hand-written loops, and the teacher's share.
 
-kd trains a ResNet-18 from a ResNet-50 on images of 224 x 224, taid a small Llama from a larger one on rows of 512 tokens
-of 20,000 words. Both sides train the same student from the same weights on the same random batches; that they end with
-the same weights after three updates in full precision is asserted first. The hand-written loops log and save nothing.
-Rounds are interleaved in one process.
+kd trains a ResNet-18 from a ResNet-50 on images of 224 x 224, taid a small Llama from a larger one on rows of 512
+tokens of 20,000 words. Both sides train the same student from the same weights on the same random batches; that they
+end with the same weights after three updates in full precision is asserted first. The hand-written loops log and save
+nothing. Rounds are interleaved in one process.
 
     python benchmarks/accelerator.py [--rounds 5] [--device cuda]
 
