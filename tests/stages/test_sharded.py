@@ -18,8 +18,12 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.multiprocessing import ProcessRaisedException, start_processes
 
+from limbeck.data.data import Data
+from limbeck.data.load import load as load_data
 from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
+from limbeck.methods.language.lm_kd import LMKD
+from limbeck.models import build
 from limbeck.models import load as load_model
 from limbeck.stages.digest import digest
 from limbeck.stages.evaluation import predict_logits
@@ -71,7 +75,7 @@ def on_two(work: Callable[[], object]) -> None:
 
 
 def sharded(
-    folder: Path, objective: Objective, data: ImageData, strategy: dict[str, Any] | None = None, **options: Any
+    folder: Path, objective: Objective, data: Data, strategy: dict[str, Any] | None = None, **options: Any
 ) -> Path:
     """A fit on two processes; each leaves its error, or what it was handed as the trained student."""
 
@@ -129,6 +133,24 @@ def test_shards_equal_one_process(
     logs = [{(r["update"], r["split"], r["name"]): float(r["value"]) for r in rows_of(f)} for f in (one, two)]
     assert len(rows_of(two)) == len(logs[1]), "each row once"
     assert logs[0] == pytest.approx(logs[1], rel=1e-3, abs=1e-5)  # validation and teacher too
+
+
+@pytest.mark.parametrize("strategy", [{}, {"auto_wrap_policy": {nn.LayerNorm}}])
+def test_shards_of_language_models_equal_one_process(tmp_path: Path, strategy: dict[str, Any]) -> None:
+    """Their losses read the output layer's weight without going through the layer."""
+    pytest.importorskip("transformers")
+    texts = load_data("descriptions", seed=0, length=16)
+
+    def lm_kd() -> Objective:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            teacher, student = (build("gpt", texts.task, layers=1, width=16, heads=2) for _ in range(2))
+        return LMKD(student, Frozen(teacher), ratio=0.5)
+
+    one = fit(tmp_path / "one", lm_kd(), texts, settings())
+    two = sharded(tmp_path / "two", lm_kd(), texts, strategy)
+    assert_near(one, two)
+    assert said(tmp_path / "two") == digest(load_model(two / "model")) != digest(lm_kd().student)
 
 
 @pytest.mark.parametrize(
