@@ -116,11 +116,13 @@ def simulate(work: Work, model: Model, data: ClientData, seed: int, server: Call
         except BaseException as error:  # it would end in Flower's log
             errors.append(error)
 
+    # A cluster of its own: Ray would else wait minutes for one that was running here once.
+    cluster = {"address": os.environ.get("RAY_ADDRESS", "local"), "log_to_driver": False}
     simulation.run_simulation(
         server_app=server_app,
         client_app=client_app,
         num_supernodes=len(data.clients),
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"log_to_driver": False}},
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": cluster},
     )
     if errors:
         raise errors[0]
