@@ -79,12 +79,18 @@ def test_a_restored_mean_goes_on_where_it_was() -> None:
         drawn = [batch if isinstance(whole, BatchMeans) else batch[:, 0] for batch in batches(7)]
         for values in drawn[:4]:
             whole.update(values)
-        restored.load_state_dict(whole.state_dict())
+        for old, new in zip(restored.buffers(), whole.buffers(), strict=True):
+            old.copy_(new)  # as state is brought back to shards
         for values in drawn[4:]:
             assert torch.equal(restored(values), whole(values))
             whole.update(values)
             restored.update(values)
         assert all(torch.equal(a, b) for a, b in zip(restored.buffers(), whole.buffers(), strict=True))
+
+
+def test_the_count_stays_on_the_host() -> None:
+    made = BatchMeans(3, 3).to("meta")
+    assert (made.queue.device.type, made.num_batches.device.type) == ("meta", "cpu")
 
 
 def test_errors() -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from limbeck import cli, models
 from limbeck.data.load import load
+from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
 from limbeck.stages.label import Label
 from limbeck.verbs import on_ray
@@ -201,11 +202,12 @@ def test_batches_of_mixed_streams_are_shared_too_and_a_killed_process_is_no_loss
     from limbeck.stages.stage import Context
 
     data = load("digits", 0, labels_per_class=8)
+    assert isinstance(data, ImageData)
     model = models.load(teacher)
 
     def made(network: nn.Module, **changes: Any) -> Label:
         kind: dict[str, Any] = {"batches": 40, "batch_size": 8, "mixing": "cutmix", "storage": "float32", "every": 7}
-        return Label("relabel", network, data.train, view="crop", flip=True, seed=5, **kind, **changes)  # type: ignore[attr-defined]
+        return Label("relabel", network, data.train, view="crop", flip=True, seed=5, **kind, **changes)
 
     for folder in (tmp_path / "alone", tmp_path / "ray"):
         spread = None

@@ -113,7 +113,9 @@ def fused_linear_divergence(
     """
     if not 0 <= hard <= 1 or (hard and labels is None):
         raise LimbeckError(f"hard is {hard}, must be between 0 and 1, and 0 where no labels are given")
-    pick = _selection(student, weight, {"teacher": _first(teacher)[..., 0], "labels": labels, **(rows or {})})
+    batch = student.hidden.ndim - 1
+    given = {name: values.shape[:batch] for name, values in (rows or {}).items()}
+    pick = _selection(student, weight, labels, {"teacher": _first(teacher).shape[:-1], **given})
     own, other = student._replace(hidden=pick(student.hidden)), _detach(teacher, pick)
     weights = own.hidden.new_ones(len(own.hidden)) if weight is None else pick(weight)
     target = None if labels is None else pick(labels)
@@ -147,7 +149,7 @@ def fused_linear_cross_entropy(
     Raises:
         LimbeckError: shapes that do not fit.
     """
-    pick = _selection(student, weight, {"labels": labels})
+    pick = _selection(student, weight, labels, {})
     hidden, target = pick(student.hidden), pick(labels)
     weights = hidden.new_ones(len(hidden)) if weight is None else pick(weight)
 
@@ -159,15 +161,14 @@ def fused_linear_cross_entropy(
 
 
 def _selection(
-    student: Projection, weight: Tensor | None, others: Mapping[str, Tensor | None]
+    student: Projection, weight: Tensor | None, labels: Tensor | None, given: Mapping[str, torch.Size]
 ) -> Callable[[Tensor], Tensor]:
-    """What makes the used rows [N, ...] of a tensor [*batch, ...]."""
+    """What makes the used rows [N, ...] of a tensor [*batch, ...]; all must have the student's rows."""
     shape = student.hidden.shape[:-1]
-    for name, values in {**others, "weight": weight}.items():
-        if values is not None and values.shape[: len(shape)] != shape:
-            raise LimbeckError(
-                f"the student has rows {list(shape)} and the {name} {list(values.shape)}, must be the same"
-            )
+    own = {"labels": labels, "weight": weight}
+    for name, other in {**given, **{name: values.shape for name, values in own.items() if values is not None}}.items():
+        if other != shape:
+            raise LimbeckError(f"the student has rows {list(shape)} and the {name} {list(other)}, must be the same")
     used = None
     if weight is not None and not torch.compiler.is_compiling():  # a compiler knows no number of rows but all
         used = weight.reshape(-1).nonzero()[:, 0]

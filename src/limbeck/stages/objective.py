@@ -146,7 +146,7 @@ class Objective(nn.Module):
         self.observed.clear()
 
     def keep(self, **values: Tensor) -> None:
-        """Hand per-sample values (first dimension the batch) of ``terms`` over to ``after_update``."""
+        """Hand values of ``terms``, one a sample or one a micro-batch (first dimension), over to ``after_update``."""
         for name, value in values.items():
             self.kept.setdefault(name, []).append(value.detach())
 

@@ -6,7 +6,7 @@ with its own mean, and the whole batch's is remembered.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -42,27 +42,22 @@ class BatchMeans(nn.Module):
             raise LimbeckError(f"a queue of {length} batches and {num_classes} classes holds nothing")
         self.register_buffer("queue", torch.zeros(length, num_classes))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
-        # The same number on the host: arithmetic with it costs nothing there, and reading the buffer waits for the
-        # device.
-        self._batches = 0
-        self.register_load_state_dict_post_hook(_count_again)
 
     @torch.no_grad()
     def forward(self, probabilities: Tensor) -> Tensor:
         """The marginal [C] with a batch of ``probabilities`` [B, C] counted in; nothing is remembered."""
-        queue = self.queue.clone()
-        queue[self._batches % len(queue)] = _mean(probabilities)
-        return queue.sum(0) / min(self._batches + 1, len(queue))
+        queue, count = self.queue.clone(), int(self.num_batches)
+        queue[count % len(queue)] = _mean(probabilities)
+        return queue.sum(0) / min(count + 1, len(queue))
 
     @torch.no_grad()
     def update(self, probabilities: Tensor) -> None:
         """Remember a batch of ``probabilities`` [B, C] in the place of the oldest."""
-        self.queue[self._batches % len(self.queue)] = _mean(probabilities)
-        self._batches += 1
+        self.queue[int(self.num_batches) % len(self.queue)] = _mean(probabilities)
         self.num_batches += 1
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(keep_dtype(function), recurse)
+        return super()._apply(_but_the_count(function, self.num_batches), recurse)
 
 
 class MovingMean(nn.Module):
@@ -88,8 +83,6 @@ class MovingMean(nn.Module):
         self.decay = decay
         self.register_buffer("average", torch.zeros(()))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
-        self._batches = 0  # the same number on the host
-        self.register_load_state_dict_post_hook(_count_again)
 
     @torch.no_grad()
     def forward(self, values: Tensor) -> Tensor:
@@ -100,21 +93,22 @@ class MovingMean(nn.Module):
     def update(self, values: Tensor) -> None:
         """Remember a batch of ``values`` [B]."""
         torch.lerp(_mean(values), self.average, self._next_decay(), out=self.average)
-        self._batches += 1
         self.num_batches += 1
 
     def _next_decay(self) -> float:
+        count = int(self.num_batches)
         if self.decay is None:
-            return self._batches / (self._batches + 1)
-        return self.decay if self._batches else 0.0  # none of what was not there before the first batch
+            return count / (count + 1)
+        return self.decay if count else 0.0  # none of what was not there before the first batch
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(keep_dtype(function), recurse)
+        return super()._apply(_but_the_count(function, self.num_batches), recurse)
 
 
-def _count_again(module: nn.Module, incompatible: Any) -> None:
-    if isinstance(module, BatchMeans | MovingMean):
-        module._batches = int(module.num_batches)
+def _but_the_count(function: Callable[[Tensor], Tensor], count: Tensor) -> Callable[[Tensor], Tensor]:
+    """``function`` for all tensors but the count, which stays on the host: reading it there waits for no device."""
+    changed = keep_dtype(function)
+    return lambda tensor: tensor if tensor is count else changed(tensor)
 
 
 def _mean(values: Tensor) -> Tensor:

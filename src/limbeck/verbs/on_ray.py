@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
@@ -20,7 +20,7 @@ from limbeck.errors import LimbeckError, nearest, require
 from limbeck.stages.interrupt import ended_by_sigterm
 
 Engine = Literal["processes", "ray"]
-ENGINES = ("processes", "ray")
+ENGINES = get_args(Engine)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
