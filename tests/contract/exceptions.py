@@ -5,6 +5,7 @@ from limbeck.methods.index import Method
 _NO_OBJECTIVE = "clients take plain steps of SGD: there is no objective, no frozen teacher and no precision to choose"
 
 _STORED = "labels are stored before the student trains: no teacher is there in training"
+_OWN_BODY = "the network is the student's own body, which the contract of the checkpoint holds for"
 _STREAM = "a stream is answered, not fitted: tests/stages/test_stream.py and the tests of each adapter hold for it"
 
 EXCEPTIONS: dict[str, dict[str, str]] = {
@@ -24,7 +25,8 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "ferkd": _STORED,
         "adaptation": _STREAM,
         "robust-active-distillation": "the teacher answers between the fits: none is there in training",
-        "prototypes": "the network is the student's own body, which the contract of the checkpoint holds for",
+        "prototypes": _OWN_BODY,
+        "tip-adapter": _OWN_BODY,
         "trans-encoder": "teachers write their scores down in stages of their own: none is there in training",
     },
     "test_checkpoint_holds_what_trains": {"federated": _NO_OBJECTIVE, "adaptation": _STREAM},

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from limbeck.data.class_mismatch import class_mismatch
-from limbeck.data.samples import ImageData
+from limbeck.data.samples import ImageData, concat
+from limbeck.data.stream import eval_batches
 from limbeck.errors import LimbeckError
 from limbeck.labels.nearest_labelled import class_similarity, nearest_class
 from limbeck.labels.query import largest
 from limbeck.methods.semi_supervised.contrastive import Contrastive
 from limbeck.methods.semi_supervised.wad import WAD, WeightedPseudoLabels
 from limbeck.metrics.ranking import auc
+from limbeck.models.whitened import Whitening
 from limbeck.stages.fit import Fit
 from limbeck.stages.score import TABLE, Score, read
 from limbeck.stages.settings import FitSettings
@@ -34,7 +36,7 @@ def mixed() -> ImageData:
 
 
 def method(data: ImageData, pretraining: FitSettings = SETTINGS, **changes: Any) -> WAD:
-    given = {"rounds": 2, "feature_views": 0, "outputs": 16, **changes}
+    given = {"rounds": 2, "feature_views": 0, "outputs": 16, "preprocessing": "channels", **changes}
     return WAD(data, student(data), student(data, seed=1, width=8), pretraining, SETTINGS, **given)
 
 
@@ -177,6 +179,23 @@ def test_weights_of_one_are_plain_pseudo_labels(mixed: ImageData, tmp_path: Path
     assert bool((stage.objective.weights[stage.data.unlabeled.indices] == 1).all())
     # What is reported is the margin, whatever is trained with.
     assert 0 < metrics(tmp_path, "round-1")["known_weight"] < 1
+
+
+def test_the_student_sees_whitened_images(mixed: ImageData, tmp_path: Path) -> None:
+    """Of all images, labelled or not, once; the teacher sees them as they are."""
+    stages = run_stages(method(mixed, rounds=1, preprocessing="gcn_zca"), tmp_path)
+    assert mixed.unlabeled is not None
+    expected = Whitening(64)
+    expected.fit(part["image"] for part in eval_batches(concat([mixed.train, mixed.unlabeled]), 1000))
+    for number in (1, 2):
+        stage = stages[f"round-{number}"]
+        assert isinstance(stage, Fit)
+        (found,) = (part for part in stage.objective.student.modules() if isinstance(part, Whitening))
+        torch.testing.assert_close(found.matrix, expected.matrix, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-6)
+    first = stages["contrast"]
+    assert isinstance(first, Fit)
+    assert not any(isinstance(part, Whitening) for part in first.objective.modules())
 
 
 def test_images_whose_truth_is_not_known(mixed: ImageData, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from limbeck.errors import LimbeckError
 from limbeck.methods.semi_supervised.dho import DHO
 from limbeck.models import Classifier, ImageTask, build, load, save
+from limbeck.models.cached import with_cache
 from limbeck.models.clip import _prompts
 from limbeck.models.dual_head import DualHead
 from limbeck.teachers.frozen import Frozen
@@ -102,6 +103,19 @@ def test_student_equal_to_the_teacher_has_nothing_to_learn(folder: Path) -> None
     assert value(terms["ce"]).item() > 0.1
     other = DHO(make(folder, normalise=False), Frozen(make(folder), TASK.classes)).eval()
     assert value(other.terms({"labeled": part, "unlabeled": part})["kd/labeled"]).item() > 1e-3
+
+
+def test_cache_beside_zero_shot_logits(folder: Path, tmp_path: Path) -> None:
+    """Tip-Adapter: 100 cos(E(x), W) + alpha exp(-(beta - beta affinity)) @ values."""
+    images, weight = reference(folder, True)
+    directions, labels = normalize(images[:3], dim=-1), torch.tensor([2, 0, 0])
+    made = with_cache(make(folder), images[:3], labels, alpha=1.2, beta=5.0).eval()
+    affinity = normalize(images, dim=-1) @ directions.T
+    values = torch.tensor([[0.0, 0, 1], [1, 0, 0], [1, 0, 0]])
+    expected = 100 * normalize(images, dim=-1) @ weight.T + 1.2 * torch.exp(-(5 - 5 * affinity)) @ values
+    torch.testing.assert_close(made(IMAGES).logits, expected, rtol=1e-4, atol=1e-3)  # 100 times float32's rounding
+    loaded = load(save(made, tmp_path / "cached"))
+    assert torch.equal(loaded(IMAGES).logits, made(IMAGES).logits)
 
 
 def test_saved_student_needs_no_text_encoder(folder: Path, tmp_path: Path) -> None:

@@ -219,6 +219,16 @@ METHODS: dict[str, Method] = {
             "limbeck.methods.classification.prototypes:Prototypes",
         ),
         Method(
+            "tip-adapter",
+            "classification",
+            "A cache of labelled images beside a classifier (Tip-Adapter: Training-free Adaption of CLIP for Few-shot "
+            "Classification)",
+            "2207.09519",
+            2022,
+            "baseline",
+            "limbeck.methods.classification.tip_adapter:TipAdapter",
+        ),
+        Method(
             "dho",
             "semi_supervised",
             "Simple (yet Effective) Semi-supervised Knowledge Distillation from Vision-Language Models via Dual-Head "

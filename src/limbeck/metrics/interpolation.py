@@ -1,6 +1,6 @@
-"""How two heads answer together best: weight and temperature chosen on labelled samples that neither was trained on."""
+"""How two heads answer together best: two numbers chosen on labelled samples that neither was trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,12 +15,12 @@ BETAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
 
 
 class Interpolation(NamedTuple):
-    """What :func:`search_interpolation` chooses.
+    """What :func:`search_pair` chooses.
 
     Attributes:
-        alpha: weight of the first head.
-        beta: temperature of the second.
-        accuracy: of the two together, on the samples they were chosen on.
+        alpha: weight of one of the two.
+        beta: temperature or sharpness of the other.
+        accuracy: of both together, on the samples they were chosen on.
     """
 
     alpha: float
@@ -28,20 +28,16 @@ class Interpolation(NamedTuple):
     accuracy: float
 
 
-def search_interpolation(
-    first: Float[Tensor, "samples classes"],
-    second: Float[Tensor, "samples classes"],
+def search_pair(
+    answer: Callable[[float], Callable[[float], Float[Tensor, "samples classes"]]],
     labels: Int[Tensor, " samples"],
-    alphas: Sequence[float] = ALPHAS,
-    betas: Sequence[float] = BETAS,
+    alphas: Sequence[float],
+    betas: Sequence[float],
 ) -> Interpolation:
-    """The (alpha, beta) of the grid with the highest accuracy (DHO, arXiv 2505.07675, the released few-shot code).
-
-    Of equally good pairs that with the smallest beta is taken, then that with the smallest alpha, as there.
+    """The (alpha, beta) of a grid with the highest accuracy; of equally good pairs the first, beta by beta.
 
     Args:
-        first: logits [N, C] of the head with the weight alpha.
-        second: logits [N, C] of the head with the temperature beta.
+        answer: ``answer(beta)(alpha)`` are logits [N, C].
         labels: true classes [N].
         alphas: tried, in this order.
         betas: tried, in this order.
@@ -55,11 +51,39 @@ def search_interpolation(
         raise LimbeckError("there is no alpha or no beta to choose from")
     best: Interpolation | None = None
     for beta in betas:
+        of_alpha = answer(beta)
         for alpha in alphas:
-            pair = (torch.tensor(float(alpha)), torch.tensor(float(beta)))
-            right = interpolate_probabilities(first, second, *pair).argmax(-1) == labels
-            accuracy = float(right.double().mean())
+            accuracy = float((of_alpha(alpha).argmax(-1) == labels).double().mean())
             if best is None or accuracy > best.accuracy:
                 best = Interpolation(float(alpha), float(beta), accuracy)
     assert best is not None
     return best
+
+
+def search_interpolation(
+    first: Float[Tensor, "samples classes"],
+    second: Float[Tensor, "samples classes"],
+    labels: Int[Tensor, " samples"],
+    alphas: Sequence[float] = ALPHAS,
+    betas: Sequence[float] = BETAS,
+) -> Interpolation:
+    """The best (alpha, beta) of two heads' interpolated probabilities (DHO, arXiv 2505.07675, released few-shot code).
+
+    Of equally good pairs that with the smallest beta is taken, then that with the smallest alpha, as there.
+
+    Args:
+        first: logits [N, C] of the head with the weight alpha.
+        second: logits [N, C] of the head with the temperature beta.
+        labels: true classes [N].
+        alphas: tried, in this order.
+        betas: tried, in this order.
+
+    Raises:
+        LimbeckError: as of :func:`search_pair`.
+    """
+
+    def answer(beta: float) -> Callable[[float], Tensor]:
+        temperature = torch.tensor(float(beta))
+        return lambda alpha: interpolate_probabilities(first, second, torch.tensor(float(alpha)), temperature)
+
+    return search_pair(answer, labels, alphas, betas)

@@ -152,6 +152,13 @@ class Classifier(Model):
         self.std = std
         self.normalise = Normalise(mean, std)
 
+    def release_head(self) -> None:
+        """Keep no input of the head any more: it becomes part of another classifier, and this one is done."""
+        if self.head is not None:
+            hooks = self.body.get_submodule(self.head)._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if hook is self._tap]:
+                del hooks[key]
+
     def forward(self, batch: Mapping[str, Tensor] | Tensor) -> ClassifierOutput:
         """Logits and features of a batch.
 

@@ -234,6 +234,7 @@ def exchange_head(model: Classifier, head: nn.Module, classes: Sequence[str], la
     """
     if model.head is None:
         raise LimbeckError(f"{type(model.body).__name__} has no known head; name it: Classifier(..., head=NAME)")
+    model.release_head()
     parent, _, name = model.head.rpartition(".")
     if name:
         setattr(model.body.get_submodule(parent), name, head)

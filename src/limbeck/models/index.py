@@ -15,6 +15,8 @@ BUILDERS: dict[str, str] = {
     "joint_classifier": "limbeck.models.joint_classifier:joint_classifier",
     "zero_shot": "limbeck.models.zero_shot:zero_shot",
     "dual_head": "limbeck.models.dual_head:dual_head",
+    "cached": "limbeck.models.cached:cached",
+    "whitened": "limbeck.models.whitened:whitened",
     "clip": "limbeck.models.clip:clip",
     "metaformer": "limbeck.models.metaformer:metaformer",
     "meta_only": "limbeck.models.metaformer:meta_only",

@@ -1,6 +1,6 @@
 """What a :class:`~limbeck.stages.score.Score` may ask about samples: embeddings of several views, losses."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,20 +36,35 @@ class Embeddings(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> Table:
         """The column of a batch."""
         image = batch["image"]
-        if self.views == 0:
-            return {"embedding": self._embed(image)}
         total = torch.zeros((), device=image.device)
-        for number in range(self.views):
-            indices = batch["index"].cpu()
-            epochs = torch.full_like(indices, number)
-            seen = view_functions.apply(
-                self.view, image.cpu(), seed=self.seed, epochs=epochs, indices=indices, flip=self.flip
-            )
-            total = total + self._embed(seen.to(image.device))
+        for seen in self._seen(image.cpu(), batch["index"].cpu()):
+            total = total + self.embed(seen.to(image.device))
         return {"embedding": F.normalize(total, dim=-1)}
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
+        """What is averaged: outputs of length 1."""
         return F.normalize(self.model({"image": images}).logits.float(), dim=-1)
+
+    def _seen(self, images: Tensor, indices: Tensor) -> Iterator[Tensor]:
+        if self.views == 0:
+            yield images
+        for number in range(self.views):
+            epochs = torch.full_like(indices, number)
+            yield view_functions.apply(
+                self.view, images, seed=self.seed, epochs=epochs, indices=indices, flip=self.flip
+            )
+
+
+class FeatureEmbeddings(Embeddings):
+    """``embedding`` [B, D], of length 1, of the features, which count in the mean over views by their length.
+
+    The model gives a table with ``features``, as :class:`~limbeck.stages.score.Outputs` does.
+    """
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features as they are."""
+        features: Tensor = self.model({"image": images})["features"]
+        return features.float()
 
 
 class Losses(nn.Module):

@@ -26,8 +26,9 @@ class DHO(Objective):
 
     Source: Kang, Lee, Jang, Hwang, "Simple (yet Effective) Semi-supervised Knowledge Distillation from Vision-Language
     Models via Dual-Head Optimization", arXiv 2505.07675 (2025), equations as of the released code. With features v,
-    heads h_ce and h_kd, a frozen teacher's logits t (CLIP zero-shot: :func:`limbeck.models.clip.clip`) and as many
-    labelled images l as unlabelled ones u in a batch, which all go through the network in one pass,
+    heads h_ce and h_kd, a frozen teacher's logits t (CLIP zero-shot: :func:`limbeck.models.clip.clip`; with a cache of
+    labelled images: the method tip-adapter) and as many labelled images l as unlabelled ones u in a batch, which all go
+    through the network in one pass,
 
         L_CE = mean_l CE(y, h_ce(v)),   L_KD^s = T^2 mean_s KL(softmax(t / T) || softmax(h_kd(v) / T)),   s = l, u
         L = lambda_ce L_CE + lambda_kd (L_KD^l + L_KD^u)
@@ -47,8 +48,7 @@ class DHO(Objective):
 
     Differs from the released code: an epoch is a pass over the unlabelled images (its few-shot code ends with the
     shorter loader), labelled and unlabelled images share the statistics of batch normalisation (its few-shot code has a
-    pass for each), and nothing is chosen on test data (its few-shot ImageNet code does that). Its few-shot teacher,
-    CLIP with a cache of labelled images (Tip-Adapter, arXiv 2111.03930), is not here: a teacher is any classifier.
+    pass for each), and nothing is chosen on test data (its few-shot ImageNet code does that).
 
     Args:
         student: the model to train.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.data.samples import ImageData, Samples, concat
 from limbeck.data.semi_supervised import Batches, labeled_beside_unlabeled
-from limbeck.data.stream import Stream
+from limbeck.data.stream import Stream, eval_batches
 from limbeck.errors import LimbeckError
 from limbeck.labels.nearest_labelled import class_similarity, nearest_class
 from limbeck.labels.query import largest
@@ -23,6 +23,7 @@ from limbeck.models.classifier import Classifier
 from limbeck.models.heads import num_features
 from limbeck.models.joint import joint_forward
 from limbeck.models.projector import project_contrastively
+from limbeck.models.whitened import with_whitening
 from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Objective, Terms
 from limbeck.stages.score import Score
@@ -92,8 +93,8 @@ class WAD:
     chance; means ``known_weight``, ``unknown_weight``), and ``reliable_purity`` and ``pool_purity``: the share of right
     labels among all that joined and among all pseudo labels, where images of unknown classes count as wrong.
 
-    Differs from the released code: images are standardised by channel, not by global contrast and ZCA (there with the
-    statistics of the test set, for the test), and augmented by ``data.view``; SimCLR's order of augmentations. Both
+    Differs from the released code: whitening has the statistics of the training images throughout (there the test
+    images have their own) and follows augmentation, which is ``data.view``; SimCLR's order of augmentations. Both
     halves of a batch share the statistics of batch normalisation (a choice). With few labels and random views its
     scores are noisy: ``feature_views`` 0 takes the images as they are, a larger number the mean over views.
 
@@ -112,6 +113,7 @@ class WAD:
         view: of the teacher's training, and of ``feature_views``.
         outputs: of the teacher's projection head, on which similarity is measured.
         feature_views: random views of an image in each round (code: 1); 0 for the image itself.
+        preprocessing: of the student's images: :class:`limbeck.models.whitened.Whitening`, or channel by channel.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class WAD:
         view: str = "simclr_cifar",
         outputs: int = 128,
         feature_views: int = 1,
+        preprocessing: Literal["gcn_zca", "channels"] = "gcn_zca",
     ) -> None:
         check_contrastive(pretraining, "pretraining", view, pretraining_temperature)
         if data.unlabeled is None or len(data.classes) < 2:
@@ -142,8 +145,8 @@ class WAD:
         self.everyone, self.truth = concat([data.train, data.unlabeled]), data.unlabeled.hidden_labels is not None
         self.alpha, self.rounds, self.power, self.weights = alpha, rounds, power, weights
         num_features(encoder, "WAD's teacher")
-        self.encoder, self.outputs = encoder, outputs
-        self.temperature, self.view, self.feature_views = pretraining_temperature, view, feature_views
+        self.encoder, self.outputs, self.temperature = encoder, outputs, pretraining_temperature
+        self.view, self.feature_views, self.preprocessing = view, feature_views, preprocessing
 
     def program(self) -> Program:
         """Train the teacher; in every round label, weigh, train, and let the most reliable images join."""
@@ -151,6 +154,8 @@ class WAD:
         contrastive = Contrastive(teacher, self.temperature, self.view)
         teacher = yield Fit("contrast", contrastive, self.data, self.pretraining)
         labels, student, joined = self.everyone.labels.clone(), self.student, torch.zeros(0, dtype=torch.int64)
+        if self.preprocessing == "gcn_zca":
+            student = with_whitening(student, (part["image"] for part in eval_batches(self.everyone, 1024)))
         for number in range(1, self.rounds + 2):
             if number == 1 or self.feature_views:
                 seed = int(torch.randint(2**62, ()))
@@ -191,6 +196,5 @@ class WAD:
             found["known_weight"] = float(weights[of_task].mean())
             found["unknown_weight"] = float(weights[~of_task].mean())
         if len(joined):
-            right = labels[joined] == self.everyone.hidden_labels[joined]
-            found["reliable_purity"] = float(right.double().mean())
+            found["reliable_purity"] = float((labels[joined] == self.everyone.hidden_labels[joined]).double().mean())
         return found
