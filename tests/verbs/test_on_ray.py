@@ -1,5 +1,6 @@
 """Runs and labelling shared by the tasks of a Ray cluster: what one process gives, whoever is killed on the way."""
 
+import contextlib
 import json
 import os
 import signal
@@ -304,3 +305,19 @@ def test_a_process_that_always_dies_is_given_up(tmp_path: Path, cluster: str, mo
     monkeypatch.setattr(on_ray, "RETRIES", 1)
     with pytest.raises(LimbeckError, match="a task lost its process 2 times"):
         list(on_ray.spread(os._exit, [1], workers=1, shared=tmp_path))
+
+
+def test_ctrl_c_is_not_lost_in_a_callback(tmp_path: Path, cluster: str) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    done = []
+
+    def work() -> None:
+        for number, _ in on_ray.spread(abs, [-1, -2, -3], workers=1, shared=tmp_path):
+            done.append(number)
+            with contextlib.suppress(KeyboardInterrupt):  # as Ray's callbacks do
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [0]
+    assert signal.getsignal(signal.SIGINT) is before

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 
 from limbeck.errors import LimbeckError, nearest, require
-from limbeck.stages.interrupt import ended_by_sigterm
+from limbeck.stages.interrupt import Interrupt, ended_by_sigterm
 
 Engine = Literal["processes", "ray"]
 ENGINES = get_args(Engine)
@@ -33,6 +33,9 @@ _QUIET = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # prints nothing of a process that died and is replaced
 }
 """Ray reads these when it is imported."""
+
+_LOOKING = 0.2
+"""Seconds between two looks whether somebody pressed Ctrl-C."""
 
 _STOPPING = 60.0
 """Seconds that cancelled tasks get to finish an update and save."""
@@ -115,16 +118,18 @@ def spread(
         raise LimbeckError(f"engine 'ray': something cannot be sent to another process: {error}") from None
     waiting = iter(range(len(items)))
     running: dict[Any, int] = {}
-    with tempfile.NamedTemporaryFile(dir=shared, prefix=".ray-") as marker:
+    # Ctrl-C is asked for: an exception that a signal raises may end in a callback of Ray, which goes on.
+    with tempfile.NamedTemporaryFile(dir=shared, prefix=".ray-") as marker, Interrupt() as interrupt:
         home = _Home(str(Path.cwd()), tuple(sys.path), str(Path(marker.name).absolute()))
         try:
-            while True:
+            while not interrupt.asked:
                 for number in itertools.islice(waiting, workers - len(running)):
                     running[begin(home, sent, number)] = number
                 if not running:
                     return
-                (ready,), _ = ray.wait(list(running))
-                yield running.pop(ready), _result(ray, ready)
+                for ready in ray.wait(list(running), timeout=_LOOKING)[0]:
+                    yield running.pop(ready), _result(ray, ready)
+            raise KeyboardInterrupt
         except BaseException:
             for task in running:
                 ray.cancel(task)
