@@ -1,6 +1,7 @@
 """Tip-Adapter: keys recounted, what trains, and which pair answers."""
 
 import copy
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -93,6 +94,13 @@ def test_views_are_those_of_the_scorer(few: ImageData, tmp_path: Path) -> None:
     ]
     expected = torch.nn.functional.normalize(sum(features(few, views) for views in seen), dim=-1)  # type: ignore[arg-type]
     torch.testing.assert_close(read(tmp_path / "cache" / TABLE)["embedding"], expected, rtol=0, atol=1e-5)
+
+
+def test_images_without_labels_are_not_cached(few: ImageData, tmp_path: Path) -> None:
+    labels = few.train.labels.clone()
+    labels[::3] = -1
+    model, _ = run(dataclasses.replace(few, train=few.train.relabel(labels)), tmp_path, views=0)
+    assert torch.equal(cache_of(model).labels, labels[labels >= 0])
 
 
 def test_only_keys_are_trained(few: ImageData, tmp_path: Path) -> None:
