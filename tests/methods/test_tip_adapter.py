@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import limbeck
 from limbeck.data.load import load
 from limbeck.data.samples import ImageData
 from limbeck.data.views import apply
@@ -160,6 +161,29 @@ def test_refuses_numbers(few: ImageData, changes: dict[str, Any]) -> None:
     (name, value) = next(iter(changes.items()))
     with pytest.raises(LimbeckError, match=f"{name} is {value}|{name} {value}"):
         TipAdapter(few, Ready(student(few)), settings(), **changes)
+
+
+@pytest.mark.parametrize("method", ["tip-adapter", "prototypes"])
+@pytest.mark.parametrize("trained", ["student", "network"])
+def test_refused_before_the_network_is_trained(method: str, trained: str, tmp_path: Path) -> None:
+    """A wrong argument of the student that it teaches, and a network of other classes."""
+    variant: dict[str, Any] = {"name": "variant", "dataset": "digits", "turns": 1}
+    network = {"method": "supervised", "student": {"name": "cnn", "width": 4}, "data": variant, "fit": {"updates": 9}}
+    recipe = {
+        "method": "dho",
+        "student": {"name": "cnn", "width": 4},
+        "data": {"name": "digits", "labels_per_class": 5},
+    }
+    recipe |= {"teacher": {"method": method, "network": network, "fit": {"updates": 2}}, "fit": {"updates": 2}}
+    if trained == "student":
+        recipe["T"], message = -1.0, "T is -1.0"
+    elif method == "tip-adapter":
+        variant["classes"], message = ["1", "2"], r"network is one of \('1', '2'\)"
+    else:
+        network["student"], message = {"name": "wide_resnet", "depth": 11}, "depth"
+    with pytest.raises(LimbeckError, match=message):
+        limbeck.run(recipe, out=tmp_path, quiet=True)
+    assert not list(tmp_path.glob("*/seed-0/*/"))
 
 
 def test_refuses_networks(few: ImageData, tmp_path: Path) -> None:

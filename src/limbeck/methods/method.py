@@ -128,5 +128,15 @@ class Nested:
             artefact = yield stage
 
     def sketch(self) -> Model | None:
-        """See :meth:`SingleFit.sketch`; None for a method that has a program of its own."""
-        return self.method.sketch() if isinstance(self.method, SingleFit) else None
+        """See :func:`sketch`."""
+        return sketch(self.method)
+
+
+def sketch(method: Method) -> Model | None:
+    """What a method's program would return, but nothing is trained; None where only the program knows what it is.
+
+    Raises:
+        LimbeckError: as far as it is known by then, what the program would raise after long work.
+    """
+    known = getattr(method, "sketch", None)
+    return None if known is None else known()

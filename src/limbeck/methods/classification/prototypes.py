@@ -1,5 +1,6 @@
 """Nearest class prototype in the features of another network."""
 
+import copy
 from typing import ClassVar, Self
 
 import torch
@@ -9,9 +10,10 @@ from torch.nn import functional as F
 from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
 from limbeck.losses.reduction import Mean
-from limbeck.methods.method import Method
+from limbeck.methods.method import Method, sketch
 from limbeck.models.classifier import Classifier
 from limbeck.models.heads import num_features
+from limbeck.models.model import Model
 from limbeck.models.zero_shot import ZeroShotHead, with_zero_shot_head
 from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Batch, Objective, Terms
@@ -93,7 +95,22 @@ class Prototypes:
 
     def program(self) -> Program:
         """Train the network where need be, then take the prototypes."""
-        network = yield from self.network.program()
+        self.sketch()  # a network that is none is refused before it is trained
+        objective = self.objective((yield from self.network.program()))
+        return (yield Fit("prototypes", objective, self.data, self.fit))
+
+    def sketch(self) -> Model | None:
+        """What the program would return, without its prototypes; see :func:`limbeck.methods.method.sketch`."""
+        network = sketch(self.network)
+        with torch.random.fork_rng(devices=[]):
+            return None if network is None else self.objective(copy.deepcopy(network)).student
+
+    def objective(self, network: Model) -> ClassPrototypes:
+        """What fits the prototypes.
+
+        Raises:
+            LimbeckError: the network is no classifier of images, or one without a known head.
+        """
         if not isinstance(network, Classifier):
             raise LimbeckError(f"prototypes need a classifier of images, and network is a {type(network).__name__}")
-        return (yield Fit("prototypes", ClassPrototypes(network, self.data, self.scale), self.data, self.fit))
+        return ClassPrototypes(network, self.data, self.scale)

@@ -11,10 +11,11 @@ from limbeck.data.stream import Stream
 from limbeck.errors import LimbeckError
 from limbeck.losses.divergence import cross_entropy
 from limbeck.losses.reduction import Mean
-from limbeck.methods.method import Method
+from limbeck.methods.method import Method, sketch
 from limbeck.metrics.interpolation import search_pair
 from limbeck.models.cached import CacheHead, cache_of, with_cache
 from limbeck.models.classifier import Classifier
+from limbeck.models.model import Model
 from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Batch, Objective, Terms
 from limbeck.stages.score import Outputs, Score, score
@@ -141,13 +142,27 @@ class TipAdapter:
 
     def program(self) -> Program:
         """Train the network where need be, fill the cache, and train its keys."""
-        network = yield from self.network.program()
-        if not isinstance(network, Classifier) or network.classes != self.data.classes:
-            what = f"one of {network.classes}" if isinstance(network, Classifier) else f"a {type(network).__name__}"
-            raise LimbeckError(f"tip-adapter needs a classifier of {self.data.classes}, and network is {what}")
+        self.sketch()  # a network that will not do is refused before it is trained
+        network = self.checked((yield from self.network.program()))
         labelled = self.data.train.subset((self.data.train.labels >= 0).nonzero()[:, 0])
         seed = int(torch.randint(2**62, ()))
         scorer = FeatureEmbeddings(Outputs(network, ["features"]), self.views, self.data.view, seed, self.data.flip)
         keys = (yield Score("cache", scorer, labelled, self.fit))["embedding"]
         student = with_cache(network, keys, labelled.labels, self.alpha, self.beta)
         return (yield Fit("fit", CacheTuning(student, self.search), self.data, self.fit))
+
+    def sketch(self) -> Model | None:
+        """What the program would return, without its cache; see :func:`limbeck.methods.method.sketch`."""
+        network = sketch(self.network)
+        return None if network is None else self.checked(network)
+
+    def checked(self, network: Model) -> Classifier:
+        """The network.
+
+        Raises:
+            LimbeckError: it is no classifier of these classes.
+        """
+        if not isinstance(network, Classifier) or network.classes != self.data.classes:
+            what = f"one of {network.classes}" if isinstance(network, Classifier) else f"a {type(network).__name__}"
+            raise LimbeckError(f"tip-adapter needs a classifier of {self.data.classes}, and network is {what}")
+        return network
