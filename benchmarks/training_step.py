@@ -83,6 +83,7 @@ class Network:
         teacher: its options.
         updates: of a timed training.
         skip: of these, how many are not timed.
+        stretches: timed trainings in a round. Short ones, side by side: a shared machine is slow for seconds at a time.
         tau: confidence from which a first guess of the student is certain in some cases, but not in all.
     """
 
@@ -92,6 +93,7 @@ class Network:
     teacher: dict[str, object]
     updates: int
     skip: int
+    stretches: int
     tau: float
 
 
@@ -211,7 +213,7 @@ def rows_of(case: Case, rounds: int) -> list[dict[str, object]]:
     for name, loop in case.loops.items():
         sides[name] = lambda loop=loop: loop(case.work(case.data, case.network.updates, case.network.skip))
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
+    for number in range(rounds * case.network.stretches):
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
             seconds[name].append(sides[name]())
     # No timed stretch is long enough to hold a checkpoint.
@@ -263,8 +265,8 @@ def cases() -> list[Case]:
     digits, few_digits = load("digits", 0, view="none"), load("digits", 0, view="none", labels_per_class=4)
     grey = noise(28)
     few = replace(grey, train=grey.train.subset(range(64)), unlabeled=grey.train.subset(range(64, 1024)).unlabel())
-    tiny = Network("digits, cnn width 8", "cnn", {"width": 8}, {"width": 32}, 410, 9, tau=0.16)
-    large = Network("28x28, ResNet-18", "torchvision", {"model": "resnet18"}, {"model": "resnet18"}, 10, 2, tau=0.5)
+    tiny = Network("digits, cnn width 8", "cnn", {"width": 8}, {"width": 32}, 110, 9, 6, tau=0.16)
+    large = Network("28x28, ResNet-18", "torchvision", {"model": "resnet18"}, {"model": "resnet18"}, 10, 2, 1, tau=0.5)
     found = []
     for network, data, pairs in ((tiny, digits, few_digits), (large, grey, few)):
         found += [

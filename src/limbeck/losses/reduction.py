@@ -46,7 +46,7 @@ class Mean(NamedTuple):
     def value(self) -> Float[Tensor, ""]:
         """``total / count``, and 0 with a zero gradient where nothing was counted."""
         # Not where() around the quotient: that would let 0/0 through to the gradient. An empty total is 0.
-        return self.total / torch.where(self.count == 0, 1.0, self.count)
+        return self.total / (self.count + (self.count == 0))
 
 
 def reduce(values: Values, weight: Weight | None = None, reduction: Reduction = "mean") -> Loss:

@@ -73,26 +73,27 @@ class PastPredictions(nn.Module):
         Raises:
             LimbeckError: an index out of range, or probabilities of another shape than ``[B, C]``.
         """
-        self._check(index)
+        places = self._check(index)
         expected = [len(index), self.table.shape[1]]
         if list(probabilities.shape) != expected:
             raise LimbeckError(f"probabilities must be {expected}, got {list(probabilities.shape)}")
         probabilities = probabilities.detach().to(self.table.dtype)
         index, probabilities = gather_batch(index), gather_batch(probabilities)
-        # Looking for samples that occur twice would make the host wait for a GPU; on a CPU it is cheaper than the sort.
-        if index.device.type != "cpu" or len(set(index.tolist())) < len(index):
+        # On a CPU looking whether samples occur twice is cheaper than the sort.
+        if len(set(places)) < len(index):
             probabilities = probabilities.index_select(0, _last_occurrence(index))
         self.table.index_copy_(0, index, probabilities)
         self.seen.index_fill_(0, index, True)
 
-    def _check(self, index: Tensor) -> None:
+    def _check(self, index: Tensor) -> list[int]:
+        """Refuse what is no index; its numbers as Python's, none where reading them would wait for a GPU."""
         rows = len(self.seen)
         if index.dtype != torch.int64 or index.ndim != 1:
             raise LimbeckError(f"index must be int64 [B], got {index.dtype} {list(index.shape)}")
         if index.device.type != "cpu":
             inside = (index >= 0) & (index < rows)
             torch._assert_async(inside.all(), f"index outside the {rows} samples of the table")
-            return
+            return []
         # The numbers of a batch as Python's: one call in the place of five small operations.
         places = index.tolist()
         if places and (min(places) < 0 or max(places) >= rows):
@@ -100,6 +101,7 @@ class PastPredictions(nn.Module):
                 f"index {next(at for at in places if not 0 <= at < rows)} is outside the table of past predictions, "
                 f"which has {rows} samples: make it as long as the data set from which indices are counted"
             )
+        return places
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keep_dtype(function), recurse)
