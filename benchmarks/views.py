@@ -169,7 +169,7 @@ def compare(case: str, size: int, rounds: int) -> list[dict[str, object]]:
     for number in range(rounds):
         for name, workers in list(found)[:: 1 if number % 2 == 0 else -1]:
             found[name, workers].append(seconds(sides[name], workers, counts[name]))
-    best = {name: min(WORKERS, key=lambda w, n=name: statistics.median(found[n, w])) for name in sides}  # type: ignore[misc]
+    best = {name: min(WORKERS, key=lambda w, n=name: statistics.median(found[n, w])) for name in sides}
     rates = {
         name: {workers: round(size / statistics.median(found[name, workers])) for workers in WORKERS} for name in sides
     }

@@ -15,6 +15,7 @@ from limbeck.data.load import load
 from limbeck.data.samples import ImageData
 from limbeck.data.views import apply
 from limbeck.errors import LimbeckError
+from limbeck.methods.classification.prototypes import Prototypes
 from limbeck.methods.classification.tip_adapter import ALPHAS, BETAS, TipAdapter
 from limbeck.methods.method import Ready
 from limbeck.models import load as load_model
@@ -25,6 +26,7 @@ from limbeck.stages.evaluation import predict_logits
 from limbeck.stages.fit import Fit
 from limbeck.stages.score import TABLE, read
 from limbeck.stages.settings import FitSettings
+from limbeck.stages.stage import Program
 from tests.methods.programs import run_stages
 from tests.methods.tables import student
 
@@ -87,13 +89,13 @@ def test_keys_are_directions_of_mean_features(few: ImageData, tmp_path: Path, vi
 def test_views_are_those_of_the_scorer(few: ImageData, tmp_path: Path) -> None:
     """Features count by their length: the mean is taken before it is brought to length 1."""
     stages = run_stages(TipAdapter(few, Ready(student(few)), settings(), views=2), tmp_path)
-    scorer = stages["cache"].scorer  # type: ignore[attr-defined]
+    scorer = stages["cache"].scorer
     batch = few.train.fetch(torch.arange(50))
     seen = [
         apply("weak", batch["image"], seed=scorer.seed, epochs=torch.full((50,), n), indices=batch["index"], flip=False)
         for n in (0, 1)
     ]
-    expected = torch.nn.functional.normalize(sum(features(few, views) for views in seen), dim=-1)  # type: ignore[arg-type]
+    expected = torch.nn.functional.normalize(sum(features(few, views) for views in seen), dim=-1)
     torch.testing.assert_close(read(tmp_path / "cache" / TABLE)["embedding"], expected, rtol=0, atol=1e-5)
 
 
@@ -107,7 +109,7 @@ def test_images_without_labels_are_not_cached(few: ImageData, tmp_path: Path) ->
 def test_only_keys_are_trained(few: ImageData, tmp_path: Path) -> None:
     model, stage = run(few, tmp_path, views=0)
     assert [name for name, p in stage.objective.named_parameters() if p.requires_grad] == [
-        f"student.body.{stage.objective.student.head}.keys"  # type: ignore[union-attr]
+        f"student.body.{stage.objective.student.head}.keys"
     ]
     before, after = student(few).state_dict(), model.state_dict()
     renamed = {name.replace("body.6.head.", "body.6."): value for name, value in after.items()}
@@ -164,26 +166,26 @@ def test_refuses_numbers(few: ImageData, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("method", ["tip-adapter", "prototypes"])
-@pytest.mark.parametrize("trained", ["student", "network"])
-def test_refused_before_the_network_is_trained(method: str, trained: str, tmp_path: Path) -> None:
-    """A wrong argument of the student that it teaches, and a network of other classes."""
-    variant: dict[str, Any] = {"name": "variant", "dataset": "digits", "turns": 1}
-    network = {"method": "supervised", "student": {"name": "cnn", "width": 4}, "data": variant, "fit": {"updates": 9}}
-    recipe = {
-        "method": "dho",
-        "student": {"name": "cnn", "width": 4},
-        "data": {"name": "digits", "labels_per_class": 5},
-    }
-    recipe |= {"teacher": {"method": method, "network": network, "fit": {"updates": 2}}, "fit": {"updates": 2}}
-    if trained == "student":
-        recipe["T"], message = -1.0, "T is -1.0"
-    elif method == "tip-adapter":
-        variant["classes"], message = ["1", "2"], r"network is one of \('1', '2'\)"
-    else:
-        network["student"], message = {"name": "wide_resnet", "depth": 11}, "depth"
-    with pytest.raises(LimbeckError, match=message):
-        limbeck.run(recipe, out=tmp_path, quiet=True)
+def test_what_it_teaches_is_checked_before_the_network_is_trained(method: str, tmp_path: Path) -> None:
+    short: dict[str, Any] = {"student": {"name": "cnn", "width": 4}, "fit": {"updates": 2}}
+    teacher = {"method": method, "network": {"method": "supervised", **short}, "fit": {"updates": 2}}
+    data = {"name": "digits", "labels_per_class": 5}
+    with pytest.raises(LimbeckError, match="temperatures must be above 0"):
+        limbeck.run({"method": "dho", "data": data, "teacher": teacher, "T": -1.0, **short}, out=tmp_path, quiet=True)
     assert not list(tmp_path.glob("*/seed-0/*/"))
+
+
+@pytest.mark.parametrize("method", [TipAdapter, Prototypes])
+def test_networks_are_refused_before_they_are_trained(few: ImageData, method: type, tmp_path: Path) -> None:
+    class Untrained:
+        def sketch(self) -> Model:
+            return Model(None)
+
+        def program(self) -> Program:
+            raise AssertionError("it was trained")
+
+    with pytest.raises(LimbeckError, match="network is a Model"):
+        run_stages(method(few, Untrained(), settings()), tmp_path)
 
 
 def test_refuses_networks(few: ImageData, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_against_numpy() -> None:
     head = CacheHead(nn.Linear(6, 3, bias=False).double(), torch.tensor(directions), LABELS, 3, 1.3, 2.7)
     head.double()
     with torch.no_grad():
-        head.head.weight.copy_(torch.tensor(weight))  # type: ignore[operator, union-attr]
+        head.head.weight.copy_(torch.tensor(weight))
     expected = images @ weight.T
     for row, image in enumerate(images):
         for key, label in zip(directions, LABELS.tolist(), strict=True):

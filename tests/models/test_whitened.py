@@ -86,7 +86,7 @@ def test_classifier(digits: ImageData, tmp_path: Path) -> None:
     first = made.body.get_submodule("0")
     torch.testing.assert_close(found.logits, body(first(every)))
     assert found.features is not None
-    head = body.get_submodule(made.head.removeprefix("1.body."))  # type: ignore[union-attr]
+    head = body.get_submodule(made.head.removeprefix("1.body."))
     torch.testing.assert_close(head(found.features), found.logits)
     loaded = load(save(made, tmp_path / "model"))
     assert torch.equal(loaded(every).logits, found.logits)

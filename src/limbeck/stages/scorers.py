@@ -37,7 +37,7 @@ class Embeddings(nn.Module):
         """The column of a batch."""
         image = batch["image"]
         total = torch.zeros((), device=image.device)
-        for seen in self._seen(image.cpu(), batch["index"].cpu()):
+        for seen in self._seen(image, batch["index"].cpu()):
             total = total + self.embed(seen.to(image.device))
         return {"embedding": F.normalize(total, dim=-1)}
 
@@ -51,7 +51,7 @@ class Embeddings(nn.Module):
         for number in range(self.views):
             epochs = torch.full_like(indices, number)
             yield view_functions.apply(
-                self.view, images, seed=self.seed, epochs=epochs, indices=indices, flip=self.flip
+                self.view, images.cpu(), seed=self.seed, epochs=epochs, indices=indices, flip=self.flip
             )
 
 

@@ -79,7 +79,7 @@ class PastPredictions(nn.Module):
             raise LimbeckError(f"probabilities must be {expected}, got {list(probabilities.shape)}")
         probabilities = probabilities.detach().to(self.table.dtype)
         index, probabilities = gather_batch(index), gather_batch(probabilities)
-        # On a CPU looking whether samples occur twice is cheaper than the sort.
+        # One process on a CPU looks whether samples occur twice: that is cheaper than the sort.
         if len(set(places)) < len(index):
             probabilities = probabilities.index_select(0, _last_occurrence(index))
         self.table.index_copy_(0, index, probabilities)
