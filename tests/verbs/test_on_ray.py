@@ -52,8 +52,10 @@ def test_no_cluster_at_the_address(capsys: pytest.CaptureFixture[str]) -> None:
 def cluster() -> Iterator[str]:
     """The address of a cluster with two cores that this process is connected to."""
     ray = pytest.importorskip("ray", reason=MISSING)
-    with on_ray.connected("ray", 2, None):
-        yield ray.get_runtime_context().gcs_address
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_worker_niceness", "0")  # by default Ray's processes wait for all other tests
+        with on_ray.connected("ray", 2, None):
+            yield ray.get_runtime_context().gcs_address
     assert not ray.is_initialized()
 
 
@@ -322,3 +324,43 @@ def test_ctrl_c_is_not_lost_in_a_callback(tmp_path: Path, cluster: str) -> None:
         work()
     assert done == [0]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def stubborn(folder: Path, deaf: int) -> None:
+    """Works on although it is interrupted, ``deaf`` times."""
+    heard = 0
+    while heard <= deaf:
+        try:
+            while True:
+                (folder / "working").touch()
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            heard += 1
+    (folder / "heard").touch()
+
+
+@pytest.mark.parametrize("deaf", [1, 1000])
+def test_who_does_not_hear_is_told_again_and_ended_at_last(
+    tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch, deaf: int
+) -> None:
+    monkeypatch.setattr(on_ray, "_STOPPING", 10.0)
+    monkeypatch.setattr(on_ray, "_AGAIN", 2.0)
+    working = tmp_path / "working"
+
+    def interrupt() -> None:
+        while not working.exists():
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(on_ray.spread(partial(stubborn, deaf=deaf), [tmp_path], workers=1, shared=tmp_path))
+    thread.join()
+    assert (tmp_path / "heard").exists() == (deaf == 1)
+    for _ in range(30):
+        last = working.stat().st_mtime_ns
+        time.sleep(1)
+        if working.stat().st_mtime_ns == last:
+            return
+    pytest.fail("nobody waits for it, and it works on")

@@ -9,6 +9,7 @@ import pickle
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ _LOOKING = 0.2
 
 _STOPPING = 60.0
 """Seconds that cancelled tasks get to finish an update and save."""
+
+_AGAIN = 20.0
+"""Seconds after which a task that goes on is cancelled once more: what it is busy with may have swallowed the first."""
 
 _BATCHES = 16
 """Batches a task labels at most: few enough to share them evenly, enough to make sending them cheap."""
@@ -131,10 +135,7 @@ def spread(
                     yield running.pop(ready), _result(ray, ready)
             raise KeyboardInterrupt
         except BaseException:
-            for task in running:
-                ray.cancel(task)
-            if running:
-                ray.wait(list(running), num_returns=len(running), timeout=_STOPPING)
+            _stop(ray, list(running))
             raise
 
 
@@ -206,6 +207,24 @@ def _received(sent: Any) -> Any:
 
 def _listed(work: Callable[[Item], Iterable[Result]], item: Item) -> list[Result]:
     return list(work(item))
+
+
+def _stop(ray: Any, tasks: list[Any]) -> None:
+    """Interrupt the tasks; the process of one that does not end in time is killed, as nobody waits for it any more."""
+
+    def cancel(seconds: float, force: bool = False) -> None:
+        nonlocal tasks
+        for task in tasks:
+            ray.cancel(task, force=force)
+        tasks = ray.wait(tasks, num_returns=len(tasks), timeout=seconds)[1]
+
+    last = time.monotonic() + _STOPPING
+    try:
+        while tasks and (left := last - time.monotonic()) > 0:
+            cancel(min(left, _AGAIN))
+    finally:
+        while tasks and time.monotonic() < last + _STOPPING:
+            cancel(1.0, force=True)  # now and then Ray loses one
 
 
 def _result(ray: Any, task: Any) -> Any:
