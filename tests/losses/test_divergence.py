@@ -264,6 +264,14 @@ def test_cross_entropy_of_one_hot_targets_is_the_same_bit_for_bit():
     assert torch.equal(soft_gradient, hard_gradient)
 
 
+def test_the_gradient_of_a_learned_weight_is_the_value_of_its_label():
+    logits, labels = torch.randn(3, 4, dtype=torch.float64), torch.tensor([2, -1, 3])
+    weight = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    cross_entropy(logits, labels, weight=weight, reduction="sum").backward()
+    expected = -logits.log_softmax(-1)[[0, 2], labels[[0, 2]]]
+    torch.testing.assert_close(weight.grad[[0, 2]], expected)
+
+
 def test_unknown_labels_are_left_out_by_their_weight_only():
     logits = pair((3, 4), 1)[0].requires_grad_()
     labels, weight = torch.tensor([2, -1, 0]), torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)

@@ -40,12 +40,11 @@ def shrink_classes(labels: Labels, threshold: float | int | Float[Tensor, ""] | 
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     top = ordered[..., :1]
     below = ordered.flip(-1).cumsum(-1).flip(-1)  # sum over the ranks from c on
-    rank = torch.arange(ordered.shape[-1], device=ordered.device)
     limit = threshold.unsqueeze(-1) if isinstance(threshold, Tensor) and threshold.ndim else threshold
-    certain = (top / (top + below) >= limit) & (rank >= 2)
+    kept = top / (top + below) >= limit
     # The confidence grows with c: everything from the first certain c on is certain too.
-    kept = certain | (rank == 0)
-    found = certain.any(-1)
-    classes = torch.zeros_like(kept).scatter(-1, order, kept) | ~found.unsqueeze(-1)
-    weighted = labels.weighted(found)
-    return replace(weighted, target=order[..., 0], classes=classes)
+    kept[..., :2] = False
+    found = kept.any(-1)
+    kept[..., 0] = True
+    classes = torch.empty_like(kept).scatter_(-1, order, kept | ~found.unsqueeze(-1))
+    return replace(labels.weighted(found), target=order[..., 0], classes=classes)

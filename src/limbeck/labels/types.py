@@ -73,9 +73,14 @@ class Labels:
         """The weight, float [*batch]; ones where it is None."""
         if self.weight is not None:
             return self.weight
+        device = self.target.rest.device if isinstance(self.target, TopK) else self.target.device
+        return torch.ones(self.batch_shape, dtype=self._dtype, device=device)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of weights that are not given."""
         target = self.target.log_probs if isinstance(self.target, TopK) else self.target
-        dtype = target.dtype if target.is_floating_point() else torch.get_default_dtype()
-        return torch.ones(self.batch_shape, dtype=dtype, device=target.device)
+        return target.dtype if target.is_floating_point() else torch.get_default_dtype()
 
     def weighted(self, factor: Tensor) -> "Labels":
         """The same target with its weight multiplied by ``factor`` (float or bool [*batch])."""
@@ -83,7 +88,8 @@ class Labels:
             raise LimbeckError(
                 f"factor has shape {list(factor.shape)}, but the labels have shape {list(self.batch_shape)}"
             )
-        return replace(self, weight=self.weights * factor)
+        whole = self.weight is None and factor.dtype == torch.bool
+        return replace(self, weight=factor.to(self._dtype) if whole else self.weights * factor)
 
     def probabilities(self, num_classes: int) -> Tensor:
         """The target as class probabilities, float [*batch, num_classes].

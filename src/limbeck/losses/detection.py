@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.losses.reduction import Mean, Weight, in_full
+from limbeck.losses.reduction import Mean, Weight, in_full, read_labels
 
 
 def weighted_cross_entropy(
@@ -24,7 +24,7 @@ def weighted_cross_entropy(
     Returns:
         Total and clamped count; micro-batches are exact wherever each of them has weights that sum to 1 or more.
     """
-    values = F.cross_entropy(in_full(logits), labels.masked_fill(weight == 0, 0).long(), reduction="none")
+    values = F.cross_entropy(in_full(logits), read_labels(labels, weight).long(), reduction="none")
     mean = Mean.of(values, weight)
     return Mean(mean.total, mean.count.clamp_min(1.0))
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.labels.types import TopK
-from limbeck.losses.reduction import Loss, Reduction, Weight, in_full, reduce
+from limbeck.losses.reduction import Loss, Reduction, Weight, in_full, read_labels, reduce
 from limbeck.losses.support import Logits, LogProbs, Tail, log_probabilities, on_one_support
 
 Interpolation: TypeAlias = Literal["trl", "continuous"]
@@ -56,13 +56,11 @@ def cross_entropy(
         weight: see the module.
         reduction: see the module.
     """
-    if weight is not None:
-        labels = labels.masked_fill(weight == 0, 0)
     if classes is not None:
         logits = logits.masked_fill(~classes, -torch.inf)
     values = F.cross_entropy(
         in_full(logits).reshape(-1, logits.shape[-1]),
-        labels.long().reshape(-1),
+        read_labels(labels, weight).long().reshape(-1),
         ignore_index=torch.iinfo(torch.int64).min,  # none: what does not count is said by its weight
         reduction="none",
         label_smoothing=label_smoothing,

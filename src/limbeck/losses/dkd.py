@@ -5,7 +5,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from limbeck.losses.divergence import forward_kl
-from limbeck.losses.reduction import Loss, Reduction, Weight, reduce
+from limbeck.losses.reduction import Loss, Reduction, Weight, read_labels, reduce
 from limbeck.losses.support import Logits, log_probabilities
 
 
@@ -37,9 +37,7 @@ def dkd(
         weight: [*batch] >= 0.
         reduction: as of :mod:`limbeck.losses.divergence`.
     """
-    if weight is not None:
-        labels = labels.masked_fill(weight == 0, 0)
-    target = labels.long().unsqueeze(-1)
+    target = read_labels(labels, weight).long().unsqueeze(-1)
 
     def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of (label, others together), and logits in which the label is excluded."""

@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from limbeck.errors import LimbeckError, nearest
@@ -90,6 +90,19 @@ def _weighted(values: Values, weight: Weight | None) -> Values:
         # reweight starts there).
         unused = unused & ~values.isfinite()
     return values.masked_fill(unused, 0.0) * weight
+
+
+def read_labels(labels: Int[Tensor, "*batch"], weight: Weight | None) -> Int[Tensor, "*batch"]:
+    """The labels, with class 0 in the place of those that are not read: where the weight is 0 they may be -1.
+
+    A weight that is learned has a gradient there, the value of the label: of these only -1 is replaced.
+    """
+    if weight is None:
+        return labels
+    unread = weight == 0
+    if weight.requires_grad:
+        unread = unread & (labels < 0)
+    return labels.masked_fill(unread, 0)
 
 
 def in_full(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

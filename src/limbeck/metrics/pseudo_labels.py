@@ -5,7 +5,7 @@ from torch import Tensor
 
 from limbeck.errors import LimbeckError
 from limbeck.labels.types import Labels
-from limbeck.losses.reduction import Mean
+from limbeck.losses.reduction import Mean, in_full
 
 
 def coverage(labels: Labels) -> Mean:
@@ -25,5 +25,5 @@ def precision(labels: Labels, hidden: Int[Tensor, "*batch"]) -> Mean:
     """
     if hidden.shape != labels.batch_shape:
         raise LimbeckError(f"hidden labels have shape {list(hidden.shape)}, the labels {list(labels.batch_shape)}")
-    weight = labels.weights * (hidden >= 0)
-    return Mean.of((labels.predicted() == hidden).to(weight.dtype), weight)
+    weight = in_full(labels.weights) * (hidden >= 0)
+    return Mean((weight * (labels.predicted() == hidden)).sum(), weight.sum())

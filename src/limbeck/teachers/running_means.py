@@ -54,7 +54,7 @@ class BatchMeans(nn.Module):
     def update(self, probabilities: Tensor) -> None:
         """Remember a batch of ``probabilities`` [B, C] in the place of the oldest."""
         self.queue[int(self.num_batches) % len(self.queue)] = _mean(probabilities)
-        self.num_batches += 1
+        self.num_batches.add_(1)
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(_but_the_count(function, self.num_batches), recurse)
@@ -93,7 +93,7 @@ class MovingMean(nn.Module):
     def update(self, values: Tensor) -> None:
         """Remember a batch of ``values`` [B]."""
         torch.lerp(_mean(values), self.average, self._next_decay(), out=self.average)
-        self.num_batches += 1
+        self.num_batches.add_(1)
 
     def _next_decay(self) -> float:
         count = int(self.num_batches)
