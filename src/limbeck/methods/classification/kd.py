@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from torch import Tensor
+
 from limbeck.data.samples import ImageData, concat
 from limbeck.data.stream import Stream
 from limbeck.errors import LimbeckError
@@ -64,10 +66,15 @@ class KD(Objective):
         teacher_logits = self.teacher(batch).logits
         logits = self.student(batch).logits
 
-        labelled = batch["label"] >= 0
-        hard = cross_entropy(logits, batch["label"].clamp(min=0), reduction="none")
         soft = forward_kl(logits, teacher_logits, temperature=self.temperature)
         return {
-            "ce": Mean.of(hard, labelled).times(1 - self.alpha),
+            "ce": self._hard(logits, batch["label"]),
             "kd": self.alpha * self.temperature**2 * soft,
         }
+
+    def _hard(self, logits: Tensor, labels: Tensor) -> Tensor | Mean:
+        if self.transfer_set == "labeled":
+            return (1 - self.alpha) * cross_entropy(logits, labels)
+        labelled = labels >= 0
+        hard = cross_entropy(logits, labels, weight=labelled, reduction="none")
+        return Mean.of(hard, labelled).times(1 - self.alpha)
