@@ -3,7 +3,8 @@
 A language model's logits are its largest tensor: 4,096 tokens of 32,768 words are half a gigabyte, and a divergence
 between two models holds several of that size. Here rows are projected, compared and differentiated chunk by chunk, and
 only the gradients of the hidden states and of the output layer remain (gradient in forward, as in Liger's chunked
-losses). The work is that of the plain computation: nothing is computed twice.
+losses). The work is that of the plain computation: nothing is computed twice. What Liger's Triton
+kernels can do is left to them where they are installed, see :mod:`limbeck.losses.liger`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.labels.types import TopK
+from limbeck.losses import liger
 from limbeck.losses.divergence import cross_entropy, forward_kl
 from limbeck.losses.reduction import Loss, Mean, Weight
 
@@ -120,6 +122,13 @@ def fused_linear_divergence(
     weights = own.hidden.new_ones(len(own.hidden)) if weight is None else pick(weight)
     target = None if labels is None else pick(labels)
     more = {name: pick(values) for name, values in (rows or {}).items()}
+    count = weights.sum(dtype=torch.float32)
+    if not (hard or more) and chunk is None and _alike(weight) and isinstance(other, Projection):
+        asked = liger.as_generalized_jsd(divergence)
+        layers = None if own.weight is None or other.weight is None else (own.weight, other.weight)
+        plain = own.bias is None and other.bias is None
+        if asked and layers and plain and liger.applies(own.hidden, layers[0], other.hidden, layers[1]):
+            return Mean(liger.divergence_sum(own.hidden, layers[0], other.hidden, layers[1], *asked), count)
 
     def loss(logits: Tensor, part: slice) -> Tensor:
         total = logits.new_zeros((), dtype=torch.float32)
@@ -132,7 +141,7 @@ def fused_linear_divergence(
             total = total + hard * cross_entropy(logits, target[part], weight=weights[part], reduction="sum")
         return total
 
-    return Mean(fused_linear(own, loss, chunk), weights.sum(dtype=torch.float32))
+    return Mean(fused_linear(own, loss, chunk), count)
 
 
 def fused_linear_cross_entropy(
@@ -152,12 +161,21 @@ def fused_linear_cross_entropy(
     pick = _selection(student, weight, labels, {})
     hidden, target = pick(student.hidden), pick(labels)
     weights = hidden.new_ones(len(hidden)) if weight is None else pick(weight)
+    count = weights.sum(dtype=torch.float32)
+    layer, bias = student.weight, student.bias
+    if chunk is None and _alike(weight) and layer is not None and liger.applies(hidden, layer, bias):
+        return Mean(liger.cross_entropy_sum(hidden, layer, bias, target), count)
 
     def loss(logits: Tensor, part: slice) -> Tensor:
         found: Tensor = cross_entropy(logits, target[part], weight=weights[part], reduction="sum")
         return found
 
-    return Mean(fused_linear(student._replace(hidden=hidden), loss, chunk), weights.sum(dtype=torch.float32))
+    return Mean(fused_linear(student._replace(hidden=hidden), loss, chunk), count)
+
+
+def _alike(weight: Tensor | None) -> bool:
+    """Whether all rows that are used count the same."""
+    return weight is None or weight.dtype == torch.bool
 
 
 def _selection(
