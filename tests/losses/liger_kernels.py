@@ -3,6 +3,7 @@
 from functools import partial
 from unittest import mock
 
+import liger_kernel.transformers.functional as functions
 import pytest
 import torch
 
@@ -46,15 +47,15 @@ def both(loss, dtype=torch.float32, bias=False, kernels=True):
         torch.testing.assert_close(found, expected, **precision)
 
 
-def noted(function):
-    def called(*arguments):
-        calls.append(function)
-        return function(*arguments)
+class Noted:
+    """Liger's functions, which note that they were called."""
 
-    return called
+    def __getattr__(self, name):
+        calls.append(name)
+        return getattr(functions, name)
 
 
-liger.divergence_sum, liger.cross_entropy_sum = noted(liger.divergence_sum), noted(liger.cross_entropy_sum)
+liger._functions = Noted
 
 KNOWN = {
     "forward": D.forward_kl,
@@ -101,4 +102,6 @@ assert len(calls) == before
 for wrong in (labels - C, labels + C):
     with pytest.raises(LimbeckError, match=rf"label {int(wrong[0])} is out of range: there are {C} classes"):
         fused_linear_cross_entropy(student, wrong)
+with pytest.raises(LimbeckError, match="must be the same"):
+    fused_linear_divergence(student, teacher._replace(weight=torch.randn(C + 3, 6)))
 print("equal")

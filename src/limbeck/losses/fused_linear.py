@@ -124,11 +124,9 @@ def fused_linear_divergence(
     more = {name: pick(values) for name, values in (rows or {}).items()}
     count = weights.sum(dtype=torch.float32)
     if not (hard or more) and chunk is None and _alike(weight) and isinstance(other, Projection):
-        asked = liger.as_generalized_jsd(divergence)
-        layers = None if own.weight is None or other.weight is None else (own.weight, other.weight)
-        plain = own.bias is None and other.bias is None
-        if asked and layers and plain and liger.applies(own.hidden, layers[0], other.hidden, layers[1]):
-            return Mean(liger.divergence_sum(own.hidden, layers[0], other.hidden, layers[1], *asked), count)
+        total = liger.divergence_sum(own, other, divergence)
+        if total is not None:
+            return Mean(total, count)
 
     def loss(logits: Tensor, part: slice) -> Tensor:
         total = logits.new_zeros((), dtype=torch.float32)
@@ -159,18 +157,19 @@ def fused_linear_cross_entropy(
         LimbeckError: shapes that do not fit.
     """
     pick = _selection(student, weight, labels, {})
-    hidden, target = pick(student.hidden), pick(labels)
-    weights = hidden.new_ones(len(hidden)) if weight is None else pick(weight)
+    own, target = student._replace(hidden=pick(student.hidden)), pick(labels)
+    weights = own.hidden.new_ones(len(own.hidden)) if weight is None else pick(weight)
     count = weights.sum(dtype=torch.float32)
-    layer, bias = student.weight, student.bias
-    if chunk is None and _alike(weight) and layer is not None and liger.applies(hidden, layer, bias):
-        return Mean(liger.cross_entropy_sum(hidden, layer, bias, target), count)
+    if chunk is None and _alike(weight):
+        total = liger.cross_entropy_sum(own, target)
+        if total is not None:
+            return Mean(total, count)
 
     def loss(logits: Tensor, part: slice) -> Tensor:
         found: Tensor = cross_entropy(logits, target[part], weight=weights[part], reduction="sum")
         return found
 
-    return Mean(fused_linear(student._replace(hidden=hidden), loss, chunk), count)
+    return Mean(fused_linear(own, loss, chunk), count)
 
 
 def _alike(weight: Tensor | None) -> bool:

@@ -9,7 +9,7 @@ import functools
 import os
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,8 +18,60 @@ from torch.nn import Parameter
 from limbeck.errors import LimbeckError
 from limbeck.losses.divergence import forward_kl, generalized_jsd, reverse_kl
 
+Layer: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
+"""Hidden states, weight and bias, as :class:`limbeck.losses.fused_linear.Projection` has them."""
+
 _SINCE = (0, 8)
 """The first version whose functions take a precision for the sums over chunks."""
+
+
+def divergence_sum(student: Layer, teacher: Layer, divergence: Callable[..., Any]) -> Tensor | None:
+    """The sum over rows of a divergence between two output layers, scalar float32; None where the kernels have none.
+
+    Args:
+        student: hidden states [N, H], weight [C, H], no bias.
+        teacher: hidden states [N, G], weight [C, G], no bias.
+        divergence: see :func:`as_generalized_jsd`.
+    """
+    (hidden, weight, bias), (teacher_hidden, teacher_weight, teacher_bias) = student, teacher
+    known = as_generalized_jsd(divergence)
+    if known is None or weight is None or teacher_weight is None or bias is not None or teacher_bias is not None:
+        return None
+    if len(weight) != len(teacher_weight) or not applies(hidden, weight, teacher_hidden, teacher_weight):
+        return None
+    beta, temperature = known
+    mean: Tensor = _functions().liger_fused_linear_jsd(
+        hidden,
+        weight,
+        teacher_hidden,
+        teacher_weight,
+        jsd_beta=beta,
+        temperature=temperature,
+        accum_dtype=torch.float32,
+    )
+    return mean * len(hidden)
+
+
+def cross_entropy_sum(student: Layer, labels: Tensor) -> Tensor | None:
+    """The sum over rows of the cross-entropy of ``labels``, scalar; None where the kernels do not apply.
+
+    Args:
+        student: hidden states [N, H], weight [C, H], bias [C] or None.
+        labels: int64 [N] in [0, C).
+
+    Raises:
+        LimbeckError: a label out of range, whose place in memory the kernel would read and write.
+    """
+    hidden, weight, bias = student
+    if weight is None or not applies(hidden, weight, bias):
+        return None
+    outside = (labels < 0) | (labels >= len(weight))
+    if outside.any():
+        raise LimbeckError(f"label {int(labels[outside][0])} is out of range: there are {len(weight)} classes")
+    total: Tensor = _functions().liger_fused_linear_cross_entropy(
+        hidden, weight, labels, bias, reduction="sum", accum_dtype=torch.float32
+    )
+    return total
 
 
 def applies(hidden: Tensor, *others: Tensor | None) -> bool:
@@ -61,54 +113,6 @@ def as_generalized_jsd(divergence: Callable[..., Any]) -> tuple[float, float] | 
     else:
         return None
     return (beta, temperature) if 0 <= beta <= 1 and temperature > 0 and not options else None
-
-
-def divergence_sum(
-    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, beta: float, temperature: float
-) -> Tensor:
-    """The sum over rows of ``beta KL(p || M) + (1 - beta) KL(q || M)``, ``M = beta p + (1 - beta) q``, scalar float32.
-
-    With beta 0 it is ``KL(p || q)``, with 1 ``KL(q || p)``, as of :func:`limbeck.losses.generalized_jsd`.
-
-    Args:
-        hidden: of the student [N, H].
-        weight: of its output layer [C, H].
-        teacher_hidden: [N, G].
-        teacher_weight: [C, G].
-        beta: in [0, 1].
-        temperature: of both sides.
-    """
-    mean: Tensor = _functions().liger_fused_linear_jsd(
-        hidden,
-        weight,
-        teacher_hidden,
-        teacher_weight,
-        jsd_beta=beta,
-        temperature=temperature,
-        accum_dtype=torch.float32,
-    )
-    return mean * len(hidden)
-
-
-def cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """The sum over rows of the cross-entropy of ``labels`` [N], scalar.
-
-    Args:
-        hidden: [N, H].
-        weight: [C, H].
-        bias: [C], or None.
-        labels: int64 [N] in [0, C).
-
-    Raises:
-        LimbeckError: a label out of range, whose place in memory the kernel would read and write.
-    """
-    outside = (labels < 0) | (labels >= len(weight))
-    if outside.any():
-        raise LimbeckError(f"label {int(labels[outside][0])} is out of range: there are {len(weight)} classes")
-    total: Tensor = _functions().liger_fused_linear_cross_entropy(
-        hidden, weight, labels, bias, reduction="sum", accum_dtype=torch.float32
-    )
-    return total
 
 
 @functools.cache
