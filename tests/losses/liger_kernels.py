@@ -82,6 +82,9 @@ PLAIN = {
     "rows that count differently": lambda s, t, y: fused_linear_divergence(s, t, weight=MASK * 0.5),
     "the teacher's logits": lambda s, t, y: fused_linear_divergence(s, t.logits),
     "the teacher's bias": lambda s, t, y: fused_linear_divergence(s, t._replace(bias=torch.linspace(-1, 1, C))),
+    "a transposed layer": lambda s, t, y: fused_linear_divergence(
+        s._replace(weight=s.weight.mT.contiguous().mT), t._replace(weight=t.weight.mT.contiguous().mT)
+    ),
     "chunks": lambda s, t, y: fused_linear_divergence(s, t, chunk=4),
     "no rows": lambda s, t, y: fused_linear_divergence(s, t, weight=torch.zeros(N, dtype=torch.bool)),
     "no rows with labels": lambda s, t, y: fused_linear_cross_entropy(s, y, weight=torch.zeros(N, dtype=torch.bool)),

@@ -90,6 +90,7 @@ def applies(hidden: Tensor, *others: Tensor | None) -> bool:
         and hidden.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and (hidden.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
         and all(type(tensor) in (Tensor, Parameter) for tensor in given)  # no shards
+        and all(tensor.is_contiguous() for tensor in given)  # gradients are scaled row by row of memory
         and all((tensor.device, tensor.dtype) == (hidden.device, hidden.dtype) for tensor in given)
     )
 
