@@ -28,20 +28,23 @@ def problem(dtype=torch.float32, bias=False):
     return student, teacher, torch.randint(0, C, (N,))
 
 
-def both(loss, dtype=torch.float32, bias=False, kernels=True):
+def both(loss, dtype=torch.float32, bias=False, kernels=True, frozen=False, autocast=False):
     """Value and gradients of a loss as it comes and without the kernels, which must have been called or not."""
     results = []
     for off in (False, True):
         student, teacher, labels = problem(dtype, bias)
+        student.weight.requires_grad_(not frozen)
         before = len(calls)
-        with mock.patch.object(liger, "_installed", lambda off=off: not off):
+        installed = mock.patch.object(liger, "_installed", lambda off=off: not off)
+        with installed, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             mean = loss(student, teacher, labels)
         assert len(calls) - before == (kernels and not off), loss
         # Of two micro-batches: the sum is divided by more than its own rows.
         value = mean.total / (mean.count + 5)
         value.backward()
-        results.append([value.detach(), *(part.grad for part in student if part is not None)])
-    precision = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.003}
+        results.append([value.detach(), *(p.grad for p in student if p is not None and p.requires_grad)])
+    full = dtype == torch.float32 and not autocast
+    precision = {"rtol": 1e-4, "atol": 1e-6} if full else {"rtol": 0.05, "atol": 0.003}
     for found, expected in zip(*results, strict=True):
         assert found.dtype == expected.dtype
         torch.testing.assert_close(found, expected, **precision)
@@ -70,6 +73,10 @@ for measure in KNOWN.values():
 for weight in (None, MASK):
     for bias in (False, True):
         both(lambda s, t, y, w=weight: fused_linear_cross_entropy(s, y, weight=w), bias=bias)
+both(lambda s, t, y: fused_linear_divergence(s, t), frozen=True)
+both(lambda s, t, y: fused_linear_cross_entropy(s, y), frozen=True)
+both(lambda s, t, y: fused_linear_divergence(s, t), kernels=False, autocast=True)  # which casts the teacher before
+both(lambda s, t, y: fused_linear_cross_entropy(s, y), autocast=True)
 both(lambda s, t, y: fused_linear_divergence(s, t), torch.bfloat16)
 both(lambda s, t, y: fused_linear_cross_entropy(s, y.masked_fill(~MASK, -100), weight=MASK), torch.bfloat16)
 

@@ -3,8 +3,8 @@
 A language model's logits are its largest tensor: 4,096 tokens of 32,768 words are half a gigabyte, and a divergence
 between two models holds several of that size. Here rows are projected, compared and differentiated chunk by chunk, and
 only the gradients of the hidden states and of the output layer remain (gradient in forward, as in Liger's chunked
-losses). The work is that of the plain computation: nothing is computed twice. What Liger's Triton
-kernels can do is left to them where they are installed, see :mod:`limbeck.losses.liger`.
+losses). The work is that of the plain computation: nothing is computed twice. What Liger's Triton kernels can do is
+left to them where they are installed, see :mod:`limbeck.losses.liger`.
 """
 
 from collections.abc import Callable, Mapping

@@ -98,7 +98,8 @@ def spread(
     """The number of each item and what ``work`` makes of it, in the order in which they are finished.
 
     Tasks run in the current folder of this process, with its module search path and one thread. Where the generator is
-    closed or interrupted, tasks are cancelled, as by Ctrl-C, and get time to save.
+    closed or interrupted, tasks are cancelled, as by Ctrl-C, and get a minute to save; the processes of those that go
+    on are killed.
 
     Args:
         work: must be picklable.
