@@ -80,6 +80,9 @@ def test_weighted_multiplies_and_leaves_the_original_alone():
     assert labels.weighted(torch.tensor([True, True, True])).weights.tolist() == [1.0, 0.5, 0.0]
     assert labels.weighted(torch.tensor([0.5, 2.0, 1.0])).weights.tolist() == [0.5, 1.0, 0.0]
     assert labels.weights.tolist() == [1.0, 0.5, 0.0]
+    classes = torch.tensor([True, False, True])
+    kept = Labels(torch.tensor([0, 2]), classes=classes).weighted(torch.tensor([0.5, 1.0]))
+    assert kept.classes is classes
     with pytest.raises(LimbeckError, match=r"\[2\].*\[3\]"):
         labels.weighted(torch.ones(2))
 

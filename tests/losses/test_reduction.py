@@ -39,7 +39,23 @@ def test_reductions_by_hand():
 
 def test_mean_without_weight_counts_values_and_times_scales_the_total_only():
     mean = Mean.of(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).times(2)
-    assert (mean.total.item(), mean.count.item(), mean.value.item()) == (20.0, 4.0, 5.0)
+    assert (mean.total.item(), mean.count, mean.value.item()) == (20.0, 4.0, 5.0)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 0.5])])
+def test_a_detached_mean_is_the_same_without_gradient(weight):
+    mean = Mean.of(torch.tensor([1.0, 3.0], requires_grad=True), weight)
+    assert mean.value.requires_grad
+    assert not mean.detach().value.requires_grad
+    assert mean.detach().value == mean.value
+
+
+def test_a_mean_over_no_values_is_zero_with_zero_gradient():
+    values = torch.zeros(0, requires_grad=True)
+    mean = Mean.of(values).value
+    mean.backward()
+    assert mean.item() == 0.0
+    assert values.grad.shape == (0,)
 
 
 @pytest.mark.parametrize("weight", [torch.zeros(3), torch.zeros(3, dtype=torch.bool)])

@@ -42,7 +42,8 @@ def test_two_processes_equal_one(tmp_path: Path, memory: int) -> None:
     start = objective().student.state_dict()
     moved = 0.0
     for name, weight in first.items():
-        # Sums in another order: 1e-7 an update of learning rate 0.05, fifteen of them.
-        torch.testing.assert_close(second[name], weight, rtol=0, atol=2e-5, msg=name)
+        # Sums in another order: 1e-7 of a gradient, which the later ones of fifteen updates multiply, on some
+        # processors to 4e-5. Without the gradient of the other process's rows it is 0.3.
+        torch.testing.assert_close(second[name], weight, rtol=0, atol=2e-4, msg=name)
         moved = max(moved, float((weight - start[name]).abs().max()))
     assert moved > 0.01

@@ -71,6 +71,39 @@ def test_observed_values_are_logged_exactly(data: ImageData, tmp_path: Path) -> 
     assert json.loads((plain / "result.json").read_text())["metrics"]["told_at_the_end"] == 7.0
 
 
+class Watching(Toy):
+    """Observes the mean label by a function, and counts how often that is called."""
+
+    calls = 0
+
+    def terms(self, batch: Batch) -> Terms:
+        self.observe(label=lambda: self.look(batch["label"].float()))
+        return super().terms(batch)
+
+    def look(self, label: Tensor) -> Mean:
+        self.calls += 1
+        return Mean.of(label)
+
+
+def test_functions_are_called_ten_times_a_row(data: ImageData, tmp_path: Path) -> None:
+    made = [Watching(small(data)) for _ in range(3)]
+    whole = fit(tmp_path / "whole", made[0], data, settings(log_every=20))  # fifteen updates, every other one
+    parts = fit(tmp_path / "parts", made[1], data, settings(log_every=20, accumulate=4))
+    every = fit(tmp_path / "every", made[2], data, settings(log_every=1))
+    assert [objective.calls for objective in made] == [8, 32, 15]
+    labels = [value for _, value in rows(every, "label")]
+    assert len(labels) == 15
+    for folder in (whole, parts):
+        assert rows(folder, "label") == [(15, pytest.approx(sum(labels[::2]) / 8, rel=1e-6))]
+
+
+def test_functions_are_called_in_an_own_loop(data: ImageData) -> None:
+    objective = Watching(small(data))
+    for number in range(3):
+        objective.terms(objective.streams(data, 32, 0).batch(number))  # type: ignore[union-attr]
+    assert (objective.calls, len(objective.observed["label"])) == (3, 3)
+
+
 def test_observing_changes_no_weight(data: ImageData, tmp_path: Path) -> None:
     seen = fit(tmp_path / "seen", Observing(small(data)), data, settings())
     blind = fit(tmp_path / "blind", Toy(small(data)), data, settings())

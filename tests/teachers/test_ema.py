@@ -69,6 +69,15 @@ def test_limits(model: Classifier) -> None:
         assert torch.equal(value, start.get_parameter(key))
 
 
+def test_copied_buffers_recover_from_infinity(model: Classifier) -> None:
+    ema = EMA(model, decay=0.9, warmup=False)
+    broken = next(buffer for buffer in ema.model.buffers() if buffer.is_floating_point() and buffer.ndim)
+    broken[0] = torch.inf
+    ema.update(model)
+    for old, new in zip(ema.model.buffers(), model.buffers(), strict=True):
+        assert torch.equal(old, new)
+
+
 def test_ramp_of_means_is_the_plain_mean(model: Classifier) -> None:
     ema = EMA(model, decay=0.9, warmup="mean")
     name, seen = "body.6.bias", []

@@ -63,6 +63,17 @@ def test_limits_of_the_moving_mean(decay: float | None, after: float) -> None:
     assert mean.average.item() == pytest.approx(after, rel=1e-6)
 
 
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_several_means_at_once(decay: float | None) -> None:
+    both, alone = MovingMean(decay, (3,)), [MovingMean(decay) for _ in range(3)]
+    for values in batches(4):
+        torch.testing.assert_close(both(values), torch.stack([one(values[:, k]) for k, one in enumerate(alone)]))
+        both.update(values)
+        for k, one in enumerate(alone):
+            one.update(values[:, k])
+    torch.testing.assert_close(both.average, torch.stack([one.average for one in alone]))
+
+
 def test_state_is_saved_and_kept_in_float32() -> None:
     for statistic, twin in ((BatchMeans(4, 3), BatchMeans(4, 3)), (MovingMean(0.5), MovingMean(0.5))):
         for batch in batches(3):

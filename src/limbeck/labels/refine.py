@@ -101,7 +101,7 @@ def align_distribution(
         predicted: the model's own marginal over classes (a running mean of its predictions), [C].
         wanted: the marginal it should have, [C]; uniform when None.
     """
-    if wanted is None:
-        wanted = torch.full_like(predicted, 1 / predicted.shape[-1])
-    aligned = probabilities * ((wanted + 1e-6) / (predicted + 1e-6))
+    # The same wanted share for every class cancels.
+    factor = predicted + 1e-6 if wanted is None else (predicted + 1e-6) / (wanted + 1e-6)
+    aligned = probabilities / factor
     return aligned / aligned.sum(-1, keepdim=True)

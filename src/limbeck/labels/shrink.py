@@ -1,7 +1,5 @@
 """A smaller class space for each label: competitors of the top class are left out until it is certain."""
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -47,4 +45,4 @@ def shrink_classes(labels: Labels, threshold: float | int | Float[Tensor, ""] | 
     found = kept.any(-1)
     kept[..., 0] = True
     classes = torch.empty_like(kept).scatter_(-1, order, kept | ~found.unsqueeze(-1))
-    return replace(labels.weighted(found), target=order[..., 0], classes=classes)
+    return Labels(order[..., 0], labels.weighted(found).weight, classes)

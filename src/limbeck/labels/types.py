@@ -89,7 +89,7 @@ class Labels:
                 f"factor has shape {list(factor.shape)}, but the labels have shape {list(self.batch_shape)}"
             )
         whole = self.weight is None and factor.dtype == torch.bool
-        return replace(self, weight=factor.to(self._dtype) if whole else self.weights * factor)
+        return Labels(self.target, factor.to(self._dtype) if whole else self.weights * factor, self.classes)
 
     def probabilities(self, num_classes: int) -> Tensor:
         """The target as class probabilities, float [*batch, num_classes].

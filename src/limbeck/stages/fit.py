@@ -164,6 +164,7 @@ class Fit:
             dict(zip(optimizers, wrapped, strict=True)),
             accumulate=settings.accumulate,
             clip_grad_norm=settings.clip_grad_norm,
+            watch_every=max(1, settings.log_every // 10),
         )
         return engine, streams, total
 
@@ -195,6 +196,7 @@ class Fit:
         if update == 0:
             self._look_at_teachers(fabric, log, context)
         evaluations = {round(total * (k + 1) / settings.evaluations) for k in range(settings.evaluations)}
+        rank, device = fabric.global_rank, fabric.device
         begin = time.perf_counter() - spent
         saved = time.perf_counter()
         with context.reporter.stage(self.name, update, total), Interrupt() as interrupt:
@@ -203,7 +205,7 @@ class Fit:
                 for name, optimizer in engine.optimizers.items():
                     for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
                         group["lr"] = rate * factor
-                seed_update(seed, update, fabric)
+                seed_update(seed, update, rank, device)
                 engine.update(batch)
                 update += 1
                 log.add(update, engine.values)
@@ -303,10 +305,10 @@ def _batches(streams: Mapping[str, Stream], start: int, stop: int, fabric: "Fabr
         yield fabric.to_device(batch) if move else batch
 
 
-def seed_update(seed: int, update: int, fabric: "Fabric") -> None:
+def seed_update(seed: int, update: int, rank: int, device: torch.device) -> None:
     """Draws inside an update (dropout, mixing) are a function of (seed, update, process)."""
-    number = derive(seed, "update", update, fabric.global_rank)
-    if fabric.device.type == "cpu":
+    number = derive(seed, "update", update, rank)
+    if device.type == "cpu":
         # torch.manual_seed would also queue a call, with a formatted stack, for every accelerator not yet in use.
         torch.default_generator.manual_seed(number)
     else:

@@ -1,7 +1,7 @@
 """The objective: what a fit optimises."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -67,6 +67,8 @@ class Objective(nn.Module):
     """
 
     student: Model
+    watched: bool = True
+    """Whether :meth:`observe` calls functions at the present update; the engine of a fit says so."""
     progress: ClassVar[tuple[str, str]] = ("nll", "lower")
     """The validation metric that improves while the method learns, and its better direction."""
 
@@ -150,14 +152,18 @@ class Objective(nn.Module):
         for name, value in values.items():
             self.kept.setdefault(name, []).append(value.detach())
 
-    def observe(self, **values: Tensor | Mean) -> None:
+    def observe(self, **values: Tensor | Mean | Callable[[], Tensor | Mean]) -> None:
         """Log what is no loss: coverage and precision of pseudo labels, the state of a schedule.
 
-        A ``Mean`` over nothing is left out of the log. Observing changes no result.
+        A ``Mean`` over nothing is left out of the log. A function is called at the updates that are watched, ten for
+        each row of the log: for what costs as much as a small loss. Observing changes no result.
         """
         for name, value in values.items():
-            detached = Mean(value.total.detach(), value.count.detach()) if isinstance(value, Mean) else value.detach()
-            self.observed.setdefault(name, []).append(detached)
+            if callable(value):
+                if not self.watched:
+                    continue
+                value = value()
+            self.observed.setdefault(name, []).append(value.detach())
 
     @property
     def observed(self) -> dict[str, list[Tensor | Mean]]:

@@ -216,7 +216,7 @@ class Adapt:
         with context.reporter.stage(self.name, update, len(stream)):
             while update < len(stream):
                 batch = stream.batch(update)
-                seed_update(seed, update, fabric)
+                seed_update(seed, update, fabric.global_rank, fabric.device)
                 engine.update(_unlabelled(batch, fabric))
                 answers.add(adapter.answer)
                 wrong = (answers.last.argmax(-1) != batch["label"]).float().mean()

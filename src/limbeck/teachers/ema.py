@@ -78,7 +78,7 @@ class EMA(nn.Module):
         (parameters, buffers), (new_parameters, new_buffers) = _tensors(self.model), _tensors(model)
         _lerp(parameters, new_parameters, rate, "parameters")
         _lerp(buffers, new_buffers, rate if self.buffer_mode == "average" else 1.0, "buffers")
-        self._updates += 1
+        self.__dict__["_updates"] += 1  # past nn.Module.__setattr__, which costs as much as an operation
         self.num_updates.add_(1)
 
     def next_decay(self) -> float:
@@ -101,16 +101,18 @@ def _tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     parameters: dict[int, Tensor] = {}
     buffers: dict[int, Tensor] = {}
 
-    def visit(module: nn.Module) -> None:
-        for found, own in ((parameters, module._parameters), (buffers, module._buffers)):
-            for tensor in own.values():
-                if tensor is not None:
-                    found[id(tensor)] = tensor
-        for child in module._modules.values():
-            if child is not None:
-                visit(child)
-
-    visit(model)
+    left: list[nn.Module | None] = [model]
+    while left:
+        module = left.pop()
+        if module is None:
+            continue
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                parameters[id(parameter)] = parameter
+        for buffer in module._buffers.values():
+            if buffer is not None:
+                buffers[id(buffer)] = buffer
+        left += module._modules.values()
     return list(parameters.values()), list(buffers.values())
 
 
@@ -118,16 +120,18 @@ def _lerp(average: list[Tensor], current: list[Tensor], rate: float, what: str) 
     """``average += rate (current - average)`` in place; integers are copied."""
     if [tensor.shape for tensor in average] != [tensor.shape for tensor in current]:
         raise LimbeckError(f"the {what} of the model do not have the shapes of those that are averaged")
-    pairs = list(zip(average, current, strict=True))
-    floats = [(old, new.to(old.dtype)) for old, new in pairs if old.is_floating_point()]
-    if floats and rate == 1.0:
-        # Exactly the model: old + 1 (new - old) rounds.
-        torch._foreach_copy_([old for old, _ in floats], [new for _, new in floats])
-    elif floats:
-        torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], rate)
-    for old, new in pairs:
-        if not old.is_floating_point():
+    floats: tuple[list[Tensor], list[Tensor]] = [], []
+    for old, new in zip(average, current, strict=True):
+        if old.is_floating_point():
+            floats[0].append(old)
+            floats[1].append(new if new.dtype == old.dtype else new.to(old.dtype))
+        else:
             old.copy_(new)
+    if floats[0] and rate == 1.0:
+        # The model, also where the average is infinite or NaN.
+        torch._foreach_copy_(*floats)
+    elif floats[0]:
+        torch._foreach_lerp_(*floats, rate)
 
 
 def _count_again(module: nn.Module, incompatible: Any) -> None:

@@ -43,17 +43,15 @@ class BatchMeans(nn.Module):
         self.register_buffer("queue", torch.zeros(length, num_classes))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
-    @torch.no_grad()
     def forward(self, probabilities: Tensor) -> Tensor:
         """The marginal [C] with a batch of ``probabilities`` [B, C] counted in; nothing is remembered."""
         queue, count = self.queue.clone(), int(self.num_batches)
-        queue[count % len(queue)] = _mean(probabilities)
+        queue.select(0, count % len(queue)).copy_(_mean(probabilities))
         return queue.sum(0) / min(count + 1, len(queue))
 
-    @torch.no_grad()
     def update(self, probabilities: Tensor) -> None:
         """Remember a batch of ``probabilities`` [B, C] in the place of the oldest."""
-        self.queue[int(self.num_batches) % len(self.queue)] = _mean(probabilities)
+        self.queue.select(0, int(self.num_batches) % len(self.queue)).copy_(_mean(probabilities))
         self.num_batches.add_(1)
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -65,6 +63,7 @@ class MovingMean(nn.Module):
 
     Args:
         decay: d, in [0, 1]; None is the plain mean over all batches, ``d = t / (t + 1)`` after t of them.
+        shape: of a value: () for numbers, (n,) for n of them at once.
 
     Raises:
         LimbeckError: a decay out of range.
@@ -76,22 +75,20 @@ class MovingMean(nn.Module):
     average: Tensor
     num_batches: Tensor
 
-    def __init__(self, decay: float | None) -> None:
+    def __init__(self, decay: float | None, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
         if decay is not None and not 0 <= decay <= 1:
             raise LimbeckError(f"decay of a moving mean must be in [0, 1], got {decay}")
         self.decay = decay
-        self.register_buffer("average", torch.zeros(()))
+        self.register_buffer("average", torch.zeros(shape))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
-    @torch.no_grad()
     def forward(self, values: Tensor) -> Tensor:
-        """The average, scalar, with a batch of ``values`` [B] counted in; nothing is remembered."""
+        """The average [*shape] with a batch of ``values`` [B, *shape] counted in; nothing is remembered."""
         return torch.lerp(_mean(values), self.average, self._next_decay())
 
-    @torch.no_grad()
     def update(self, values: Tensor) -> None:
-        """Remember a batch of ``values`` [B]."""
+        """Remember a batch of ``values`` [B, *shape]."""
         torch.lerp(_mean(values), self.average, self._next_decay(), out=self.average)
         self.num_batches.add_(1)
 
@@ -113,7 +110,7 @@ def _but_the_count(function: Callable[[Tensor], Tensor], count: Tensor) -> Calla
 
 def _mean(values: Tensor) -> Tensor:
     """The mean over the batch, of all processes together; each holds as many."""
-    mean = values.float().mean(0)
+    mean = values.detach().float().mean(0)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(mean)
         mean /= dist.get_world_size()

@@ -80,7 +80,7 @@ class TAID(TokenObjective):
         own, targets, valid = next_tokens(self.student(batch).projection, batch["labels"])
         loss = fused_linear_divergence(own, teacher, self.divergence, weight=valid)
 
-        self.keep(loss=loss.total[None], tokens=loss.count[None])
+        self.keep(loss=loss.total[None], tokens=torch.as_tensor(loss.count)[None])
         self.observe(t=self.interpolation.t, momentum=self.interpolation.momentum)
         terms: Terms = {"taid": loss.times(self.distil_ratio)}
         if self.distil_ratio < 1:

@@ -2,6 +2,9 @@
 
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from limbeck.data.samples import ImageData
 from limbeck.data.semi_supervised import Batches, labeled_and_unlabeled
 from limbeck.data.stream import Stream
@@ -72,7 +75,7 @@ class FixMatch(Objective):
         self.student = student
         self.average = EMA(student, decay=ema_decay, warmup=False)
         self.marginal = BatchMeans(alignment, len(student.classes)) if alignment else None
-        self.certain_share, self.used_share = MovingMean(None), MovingMean(None)
+        self.shares = MovingMean(None, (2,))
         self.tau = tau
         self.mu = mu
         self.lambda_u = lambda_u
@@ -93,7 +96,7 @@ class FixMatch(Objective):
         """The two terms of the equation."""
         labeled, weak, strong = self.predict(batch)
         certain = confident(self.pseudo_labels(weak), self.tau)
-        self.watch(batch, certain, used=certain)
+        self.watch(batch, certain, used=certain.weights > 0)
         return self.matching(batch, labeled, strong, certain)
 
     def predict(self, batch: Batches) -> list[ClassifierOutput]:
@@ -117,25 +120,23 @@ class FixMatch(Objective):
             losses = soft_cross_entropy(strong.logits, certain.target, weight=certain.weights, reduction="none")
         return {
             "ce": cross_entropy(labeled.logits, batch["labeled"]["label"]),
-            "certain": Mean.of(losses).times(self.lambda_u),
+            "certain": losses.sum() * (self.lambda_u / len(losses)),
         }
 
-    def watch(self, batch: Batches, certain: Labels, used: Labels) -> None:
+    def watch(self, batch: Batches, certain: Labels, used: Tensor) -> None:
         """Log how many pseudo labels are certain, how many of those right, and how many samples teach at all."""
-        counted = (used.weights > 0).float()
-        self.keep(certain=certain.weights, used=counted)
-        self.observe(coverage=coverage(certain), used=Mean.of(counted))
+        self.keep(shares=torch.stack([certain.weights, used.float()], dim=1))
+        self.observe(coverage=lambda: coverage(certain), used=lambda: Mean.of(used.float()))
         if "hidden_label" in batch["unlabeled"]:
-            self.observe(precision=precision(certain, batch["unlabeled"]["hidden_label"]))
+            self.observe(precision=lambda: precision(certain, batch["unlabeled"]["hidden_label"]))
 
     def after_update(self, batch: Batch) -> None:
         """Move the average of the weights, the marginal and the shares."""
         self.average.update(self.student)
-        self.certain_share.update(batch["certain"])
-        self.used_share.update(batch["used"])
+        self.shares.update(batch["shares"])
         if self.marginal is not None:
             self.marginal.update(batch["probabilities"])
 
     def summary(self) -> dict[str, float]:
         """Shares of the unlabelled samples over all of training: certain ones, and those that gave a loss."""
-        return {"coverage": float(self.certain_share.average), "used": float(self.used_share.average)}
+        return dict(zip(("coverage", "used"), self.shares.average.tolist(), strict=True))

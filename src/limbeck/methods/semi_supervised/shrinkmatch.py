@@ -6,9 +6,7 @@ from limbeck.data.semi_supervised import Batches
 from limbeck.errors import LimbeckError
 from limbeck.labels.select import confidence, confident
 from limbeck.labels.shrink import shrink_classes
-from limbeck.labels.types import Labels
 from limbeck.losses.divergence import cross_entropy
-from limbeck.losses.reduction import Mean
 from limbeck.methods.semi_supervised.fixmatch import FixMatch
 from limbeck.metrics.pseudo_labels import precision
 from limbeck.models.classifier import Classifier
@@ -79,20 +77,20 @@ class ShrinkMatch(FixMatch):
         shrunk = shrink_classes(pseudo.weighted(certain.weights == 0), self.tau)
         ratio = self.certain_ratio(certain.weights)
 
-        self.watch(batch, certain, used=Labels(pseudo.target, certain.weights + ratio * shrunk.weights))
-        self.observe(certain_ratio=ratio)
+        self.watch(batch, certain, used=certain.weights + ratio * shrunk.weights > 0)
+        self.observe(certain_ratio=lambda: ratio)
         if "hidden_label" in batch["unlabeled"]:
-            self.observe(**{"shrunk/precision": precision(shrunk, batch["unlabeled"]["hidden_label"])})
+            self.observe(**{"shrunk/precision": lambda: precision(shrunk, batch["unlabeled"]["hidden_label"])})
 
         weight = shrunk.weights * confidence(pseudo)
         logits = self.auxiliary(strong.features)
         losses = cross_entropy(logits, shrunk.predicted(), classes=shrunk.classes, weight=weight, reduction="none")
         return {
             **self.matching(batch, labeled, strong, certain),
-            "shrunk": Mean.of(losses).times(self.lambda_u * ratio),
+            "shrunk": losses.sum() * (self.lambda_u / len(losses) * ratio),
         }
 
     def after_update(self, batch: Batch) -> None:
         """Move the ratio of certain samples too."""
         super().after_update(batch)
-        self.certain_ratio.update(batch["certain"])
+        self.certain_ratio.update(batch["shares"][:, 0])
