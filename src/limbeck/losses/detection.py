@@ -25,7 +25,7 @@ def weighted_cross_entropy(
     Returns:
         Total and clamped count; micro-batches are exact wherever each of them has weights that sum to 1 or more.
     """
-    values = F.cross_entropy(in_full(logits), read_labels(labels, weight).long(), reduction="none")
+    values = F.cross_entropy(in_full(logits), read_labels(labels, weight), reduction="none")
     mean = Mean.of(values, weight)
     return Mean(mean.total, torch.as_tensor(mean.count).clamp_min(1.0))
 

@@ -32,6 +32,7 @@ from limbeck.losses.reduction import Loss, Reduction, Weight, in_full, read_labe
 from limbeck.losses.support import Logits, LogProbs, Tail, log_probabilities, on_one_support
 
 Interpolation: TypeAlias = Literal["trl", "continuous"]
+_UNREAD = torch.iinfo(torch.int64).min  # no label's number: a -1 that counts stays an error
 
 
 def cross_entropy(
@@ -58,17 +59,19 @@ def cross_entropy(
     """
     if classes is not None:
         logits = logits.masked_fill(~classes, -torch.inf)
-    logits, read = in_full(logits), read_labels(labels, weight).long()
+    logits, read = in_full(logits), read_labels(labels, weight, _UNREAD)
     if labels.ndim != 1:
         logits, read = logits.reshape(-1, logits.shape[-1]), read.reshape(-1)
     values = F.cross_entropy(
         logits,
         read,
-        ignore_index=torch.iinfo(torch.int64).min,  # none: what does not count is said by its weight
+        ignore_index=_UNREAD,
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    return reduce(values if labels.ndim == 1 else values.view(labels.shape), weight, reduction)
+    # What is not read is 0, but a weight that is learned reads all labels that there are.
+    finite = weight is not None and not weight.requires_grad
+    return reduce(values if labels.ndim == 1 else values.view(labels.shape), weight, reduction, finite=finite)
 
 
 def soft_cross_entropy(

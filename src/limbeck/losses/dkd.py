@@ -37,7 +37,7 @@ def dkd(
         weight: [*batch] >= 0.
         reduction: as of :mod:`limbeck.losses.divergence`.
     """
-    target = read_labels(labels, weight).long().unsqueeze(-1)
+    target = read_labels(labels, weight).unsqueeze(-1)
 
     def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of (label, others together), and logits in which the label is excluded."""

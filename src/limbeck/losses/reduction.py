@@ -33,10 +33,7 @@ class Mean(NamedTuple):
     @classmethod
     def of(cls, values: Values, weight: Weight | None = None) -> "Mean":
         """Sum ``values`` and their ``weight`` (1 everywhere when None)."""
-        weighted = _weighted(values, weight)
-        if weight is None:
-            return cls(weighted.sum(), float(weighted.numel()))
-        return cls(weighted.sum(), weight.sum(dtype=weighted.dtype))
+        return _mean(_weighted(values, weight), weight)
 
     def times(self, factor: float | int | Float[Tensor, ""]) -> "Mean":
         """The same mean times a factor: the total is scaled, the count is not."""
@@ -55,7 +52,9 @@ class Mean(NamedTuple):
         return self.total / (self.count + (self.count == 0))
 
 
-def reduce(values: Values, weight: Weight | None = None, reduction: Reduction = "mean") -> Loss:
+def reduce(
+    values: Values, weight: Weight | None = None, reduction: Reduction = "mean", *, finite: bool = False
+) -> Loss:
     """Reduce one value an entry, of any leading dimensions, with one weight an entry.
 
     Args:
@@ -63,6 +62,7 @@ def reduce(values: Values, weight: Weight | None = None, reduction: Reduction = 
         weight: [*batch] >= 0. An entry of weight 0 counts for nothing, even if its value is infinite or NaN.
         reduction: ``"mean"`` is ``sum(weight * values) / sum(weight)``, 0 for an empty selection;
             ``"sum"`` is ``sum(weight * values)``; ``"none"`` is ``weight * values``, [*batch].
+        finite: whether the values are known to be finite where the weight is 0, which saves looking.
 
     Raises:
         LimbeckError: unknown reduction, or a weight of another shape than the values.
@@ -70,16 +70,22 @@ def reduce(values: Values, weight: Weight | None = None, reduction: Reduction = 
     if reduction == "mean":
         if weight is None and values.numel():
             return in_full(values).mean()
-        return Mean.of(values, weight).value
+        return _mean(_weighted(values, weight, finite), weight).value
     if reduction == "sum":
-        return _weighted(values, weight).sum()
+        return _weighted(values, weight, finite).sum()
     if reduction == "none":
-        return _weighted(values, weight)
+        return _weighted(values, weight, finite)
     known = ("mean", "sum", "none")
     raise LimbeckError(f"reduction is {reduction!r}, must be one of {known}.{nearest(reduction, known)}")
 
 
-def _weighted(values: Values, weight: Weight | None) -> Values:
+def _mean(weighted: Values, weight: Weight | None) -> Mean:
+    if weight is None:
+        return Mean(weighted.sum(), float(weighted.numel()))
+    return Mean(weighted.sum(), weight.sum(dtype=weighted.dtype))
+
+
+def _weighted(values: Values, weight: Weight | None, finite: bool = False) -> Values:
     values = in_full(values)
     if weight is None:
         return values
@@ -87,9 +93,11 @@ def _weighted(values: Values, weight: Weight | None) -> Values:
         raise LimbeckError(
             f"weight has shape {list(weight.shape)}, but there is one value for each of {list(values.shape)}"
         )
-    # 0 x inf is NaN: what is not used must not spoil the sum.
     if weight.dtype == torch.bool:
         return torch.where(weight, values, 0.0)
+    if finite:
+        return values * weight
+    # 0 x inf is NaN: what is not used must not spoil the sum.
     unused = weight.logical_not()  # weight == 0 in a third of the time
     if weight.requires_grad:
         # Finite values are left alone, so that the gradient with respect to a weight of 0 is the value (learning to
@@ -98,17 +106,18 @@ def _weighted(values: Values, weight: Weight | None) -> Values:
     return values.masked_fill(unused, 0.0) * weight
 
 
-def read_labels(labels: Int[Tensor, "*batch"], weight: Weight | None) -> Int[Tensor, "*batch"]:
-    """The labels, with class 0 in the place of those that are not read: where the weight is 0 they may be -1.
+def read_labels(labels: Int[Tensor, "*batch"], weight: Weight | None, unread: int = 0) -> Int[Tensor, "*batch"]:
+    """The labels, int64, with ``unread`` in the place of those that are not read: where the weight is 0 they may be -1.
 
     A weight that is learned has a gradient there, the value of the label: of these only -1 is replaced.
     """
+    labels = labels.long()
     if weight is None:
         return labels
-    unread = weight.logical_not()
+    unused = weight.logical_not()
     if weight.requires_grad:
-        unread = unread & (labels < 0)
-    return labels.masked_fill(unread, 0)
+        unused = unused & (labels < 0)
+    return labels.masked_fill(unused, unread)
 
 
 def in_full(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
