@@ -270,6 +270,18 @@ def test_the_gradient_of_a_learned_weight_is_the_value_of_its_label():
     cross_entropy(logits, labels, weight=weight, reduction="sum").backward()
     expected = -logits.log_softmax(-1)[[0, 2], labels[[0, 2]]]
     torch.testing.assert_close(weight.grad[[0, 2]], expected)
+    assert weight.grad[1] == 0  # an unknown label has no value
+
+
+@pytest.mark.parametrize("weight", [torch.tensor([1.0, 0.0, 2.0]), torch.tensor([True, False, True])])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_what_is_not_read_counts_for_nothing_whatever_its_logits(weight, reduction):
+    logits, labels = torch.randn(3, 4), torch.tensor([2, 1, 3])
+    expected = cross_entropy(logits, labels, weight=weight, reduction=reduction)
+    logits[1] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
+    assert torch.equal(cross_entropy(logits, labels, weight=weight, reduction=reduction), expected)
+    left_out = torch.tensor([True, False, True, True])  # the class of the label that is not read
+    assert cross_entropy(logits, labels, classes=left_out, weight=weight, reduction=reduction).isfinite().all()
 
 
 def test_unknown_labels_are_left_out_by_their_weight_only():
