@@ -273,6 +273,22 @@ def test_the_gradient_of_a_learned_weight_is_the_value_of_its_label():
     assert weight.grad[1] == 0  # an unknown label has no value
 
 
+def test_a_learned_weight_of_zero_takes_no_infinite_value():
+    logits, labels = torch.randn(2, 3), torch.tensor([0, 1])
+    weight = torch.tensor([1.0, 0.0], requires_grad=True)
+    left_out = torch.tensor([True, False, True])  # the class of the second label: its value is infinite
+    cross_entropy(logits, labels, classes=left_out, weight=weight, reduction="sum").backward()
+    assert weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int8])
+def test_labels_of_other_integers(dtype):
+    logits, labels, weight = torch.randn(3, 4), torch.tensor([2, 1, 3]), torch.tensor([1.0, 0.0, 2.0])
+    assert torch.equal(
+        cross_entropy(logits, labels.to(dtype), weight=weight), cross_entropy(logits, labels, weight=weight)
+    )
+
+
 @pytest.mark.parametrize("weight", [torch.tensor([1.0, 0.0, 2.0]), torch.tensor([True, False, True])])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_what_is_not_read_counts_for_nothing_whatever_its_logits(weight, reduction):

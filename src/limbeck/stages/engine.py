@@ -68,7 +68,7 @@ class Engine:
         """One update of the objective, with everything that belongs to it."""
         objective = self.objective
         watched = self.number % self.watch_every == 0
-        if objective.watched != watched:
+        if objective.watched != watched:  # nn.Module makes setting an attribute as dear as an operation
             objective.watched = watched
         self.values = {}
         objective.step(batch, self)
