@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.data.random import derive, permutation, uniforms
+from limbeck.data.random import derive, permutation, permutations, uniforms
 
 seeds = st.integers(0, 2**63 - 1)
 
@@ -16,6 +16,14 @@ def test_derived_seeds_never_change():
     # Written down once: another value would silently change every split and every order of existing runs.
     assert derive(0) == 5050613703093355895
     assert derive(7, "order", "train", 3) == 9036409357769019083
+
+
+def test_orders_and_draws_never_change():
+    # Written down once, for the same reason.
+    assert permutation(5, 8).tolist() == [7, 4, 2, 3, 1, 0, 6, 5]
+    drawn = uniforms(7, np.array([0, 3]), np.array([2, -1]), draws=2).ravel()
+    written = ["0x1.6409fe2f25980p-5", "0x1.911aa1e471c7ap-1", "0x1.5357647ba6a8bp-1", "0x1.3fca9b177f177p-1"]
+    assert [value.hex() for value in drawn.tolist()] == written
 
 
 def test_derived_seeds_are_the_same_in_another_process():
@@ -50,6 +58,13 @@ def test_permutation_holds_every_number_once(key, count):
     order = permutation(key, count)
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(count))
+
+
+@given(st.lists(seeds, min_size=1, max_size=5), st.integers(0, 50))
+def test_permutations_made_together_are_those_made_alone(keys, count):
+    together = permutations(keys, count)
+    assert together.shape == (len(keys), count)
+    assert all((order == permutation(key, count)).all() for key, order in zip(keys, together, strict=True))
 
 
 def test_permutations_of_different_keys_are_unrelated():

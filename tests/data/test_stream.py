@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from limbeck.data import Samples, Stream, eval_batches
 from limbeck.data.load import load
 from limbeck.data.pixels import Lazy
+from limbeck.data.random import derive, permutation
 from limbeck.data.views import apply
 from limbeck.errors import LimbeckError
 
@@ -52,6 +53,15 @@ def test_batches_may_be_asked_for_in_any_order():
     in_order = list(stream.batches(0, 20))
     for number in (19, 0, 7, 19, 3):
         assert same(stream.batch(number), in_order[number])
+
+
+@pytest.mark.parametrize("count", [1, 40, 1400, 5000])
+def test_the_order_of_an_epoch_is_the_permutation_of_its_key(count):
+    # Few samples have the orders of many epochs made at once: 103 of them where there are 40.
+    stream = Stream(make(count), count, 3, {"image": "none"}, name="unlabeled")
+    for epoch in (0, 1, 102, 103, 104, 102, 5000):
+        expected = permutation(derive(3, "order", "unlabeled", epoch), count).tolist()
+        assert stream.batch(epoch)["index"].tolist() == expected
 
 
 def test_order_depends_on_seed_epoch_and_name():

@@ -6,6 +6,7 @@ numbers may change from one release to the next.
 """
 
 import hashlib
+from collections.abc import Sequence
 from operator import index
 
 import numpy as np
@@ -32,10 +33,10 @@ def _scramble(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return words ^ (words >> np.uint64(31))
 
 
-def _words(key: int, *counters: NDArray[np.int64], draws: int) -> NDArray[np.uint64]:
+def _words(keys: Sequence[int], *counters: NDArray[np.int64], draws: int) -> NDArray[np.uint64]:
     # Arrays throughout: numpy wraps around silently for arrays, but warns about overflow for scalars.
-    # The key is scrambled first: 1 ^ counter and 2 ^ counter would run through the same numbers.
-    state = _scramble(np.full(counters[0].shape, key, dtype=np.uint64) + _GOLDEN)
+    # The keys are scrambled first: 1 ^ counter and 2 ^ counter would run through the same numbers.
+    state = _scramble(np.array(keys, dtype=np.uint64)[:, None] + _GOLDEN)
     for counter in counters:
         state = _scramble((state ^ counter.astype(np.uint64)) + _GOLDEN)
     steps = np.arange(1, draws + 1, dtype=np.uint64) * _GOLDEN
@@ -53,10 +54,15 @@ def uniforms(key: int, *counters: NDArray[np.int64], draws: int) -> NDArray[np.f
     Returns:
         float64 [B, draws], multiples of 2^-53.
     """
-    return (_words(key, *counters, draws=draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (_words([key], *counters, draws=draws)[0] >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(key: int, count: int) -> NDArray[np.int64]:
     """The numbers from 0 to ``count`` - 1 in an order that depends on ``key`` only, int64 [count]."""
-    words = _words(key, np.arange(count, dtype=np.int64), draws=1)[:, 0]
-    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+    return permutations([key], count)[0]
+
+
+def permutations(keys: Sequence[int], count: int) -> NDArray[np.int64]:
+    """The :func:`permutation` of each key, int64 [keys, count]: many small ones cost little more than one."""
+    words = _words(keys, np.arange(count, dtype=np.int64), draws=1)[..., 0]
+    return np.argsort(words, axis=-1, kind="stable").astype(np.int64, copy=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from limbeck.data.data import Batch, Records
-from limbeck.data.random import derive, permutation
+from limbeck.data.random import derive, permutations
 from limbeck.errors import LimbeckError
 
 
@@ -53,16 +53,21 @@ class Stream:
             taken[view] = key
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.views, self.name, self.flip = dict(views), name, flip
-        self._orders: dict[int, Tensor] = {}
+        self._orders: dict[int, tuple[Tensor, ...]] = {}
 
     def _order(self, epoch: int) -> Tensor:
-        order = self._orders.get(epoch)
-        if order is None:
-            order = torch.from_numpy(permutation(derive(self.seed, "order", self.name, epoch), len(self.samples)))
+        # The orders of a few samples are made many epochs at a time: one would cost as much as a small loss.
+        count = len(self.samples)
+        together = 1 + 4096 // count
+        block, place = divmod(epoch, together)
+        orders = self._orders.get(block)
+        if orders is None:
+            keys = [derive(self.seed, "order", self.name, block * together + n) for n in range(together)]
+            orders = torch.from_numpy(permutations(keys, count)).unbind()
             # A batch needs two neighbouring epochs at most, unless it is larger than the data set.
-            self._orders = {past: kept for past, kept in self._orders.items() if past == epoch - 1}
-            self._orders[epoch] = order
-        return order
+            self._orders = {past: kept for past, kept in self._orders.items() if past == block - 1}
+            self._orders[block] = orders
+        return orders[place]
 
     def batch(self, number: int, *, rank: int = 0, world: int = 1) -> Batch:
         """The ``rank``-th part of batch ``number``: its samples ``rank``, ``rank + world``, ...
@@ -98,7 +103,7 @@ class Stream:
                 missing -= lengths[-1]
                 offset = 0
             positions = torch.cat(pieces)
-            epochs = torch.arange(epoch, epoch + len(pieces)).repeat_interleave(torch.tensor(lengths))
+            epochs = torch.cat([torch.full((length,), epoch + n) for n, length in enumerate(lengths)])
         return positions, epochs
 
     def batches(self, start: int, stop: int, *, rank: int = 0, world: int = 1, workers: int = 0) -> Iterator[Batch]:

@@ -36,7 +36,7 @@ def shrink_classes(labels: Labels, threshold: float | int | Float[Tensor, ""] | 
         probabilities = probabilities.float()
     # Stable, so that of equal probabilities the first class is on top, as it is for argmax.
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    top = ordered[..., :1]
+    top = ordered.narrow(-1, 0, 1)
     below = ordered.flip(-1).cumsum(-1).flip(-1)  # sum over the ranks from c on
     limit = threshold.unsqueeze(-1) if isinstance(threshold, Tensor) and threshold.ndim else threshold
     kept = top / (top + below) >= limit
@@ -45,4 +45,4 @@ def shrink_classes(labels: Labels, threshold: float | int | Float[Tensor, ""] | 
     found = kept.any(-1)
     kept[..., 0] = True
     classes = torch.empty_like(kept).scatter_(-1, order, kept | ~found.unsqueeze(-1))
-    return Labels(order[..., 0], labels.weighted(found).weight, classes)
+    return Labels(order.select(-1, 0), labels.weighted(found).weight, classes)

@@ -62,6 +62,8 @@ def cross_entropy(
     logits, read = in_full(logits), read_labels(labels, weight, _UNREAD)
     if labels.ndim != 1:
         logits, read = logits.reshape(-1, logits.shape[-1]), read.reshape(-1)
+    if weight is None and reduction == "mean" and not label_smoothing and labels.numel():
+        return F.cross_entropy(logits, read)  # the same gradient, bit for bit, with two operations less
     values = F.cross_entropy(
         logits,
         read,
@@ -268,7 +270,7 @@ def total_variation(
 def _kl(log_a: LogProbs, log_b: LogProbs) -> Float[Tensor, "*batch"]:
     """``KL(a || b)``; entries with a = 0 count for 0 whatever b is, in the gradient too."""
     a = log_a.exp()
-    return (a * (log_a - log_b).masked_fill(a == 0, 0.0)).sum(-1)
+    return (a * (log_a - log_b).masked_fill(a.logical_not(), 0.0)).sum(-1)
 
 
 def _log_mixture(log_a: LogProbs, log_b: LogProbs, share: float | int) -> LogProbs:

@@ -18,4 +18,4 @@ def entropy(logits: Logits, *, weight: Weight | None = None, reduction: Reductio
     log_q = in_full(logits).log_softmax(-1)
     q = log_q.exp()
     # A class that is excluded (-inf) or underflows counts for 0, in the gradient too.
-    return reduce(-(q * log_q.masked_fill(q == 0, 0.0)).sum(-1), weight, reduction)
+    return reduce(-(q * log_q.masked_fill(q.logical_not(), 0.0)).sum(-1), weight, reduction)

@@ -67,9 +67,8 @@ class Engine:
     def update(self, batch: Batch) -> None:
         """One update of the objective, with everything that belongs to it."""
         objective = self.objective
-        watched = self.number % self.watch_every == 0
-        if objective.watched != watched:  # nn.Module makes setting an attribute as dear as an operation
-            objective.watched = watched
+        # Past nn.Module.__setattr__, which costs as much as an operation.
+        objective.__dict__["watched"] = self.number % self.watch_every == 0
         self.values = {}
         objective.step(batch, self)
         for name, parts in objective.observed.items():

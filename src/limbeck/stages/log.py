@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,16 +48,19 @@ class Log:
         if not names:
             return {}
         lengths = [len(self.window[name]) for name in names]
-        values = torch.stack([v.float() for name in names for v in self.window[name].values()])
+        values = torch.stack([v for name in names for v in self.window[name].values()]).float()
         if self.fabric.world_size > 1:
             torch.distributed.all_reduce(values.div_(self.fabric.world_size))
             reduced = dict(zip(names, values.split(lengths), strict=True))
             self.window = {n: dict(zip(w, reduced[n], strict=True)) for n, w in self.window.items()}
-        host = dict(zip(names, values.cpu().split(lengths), strict=True))
+        left = iter(values.tolist())
+        host = {name: list(islice(left, length)) for name, length in zip(names, lengths, strict=True)}
         bad = [
-            (list(self.window[name])[int((~found.isfinite()).nonzero()[0])], name)
+            (update, name)
             for name, found in host.items()
-            if name.startswith("loss") and not bool(found.isfinite().all())
+            if name.startswith("loss")
+            for update, value in zip(self.window[name], found, strict=True)
+            if not math.isfinite(value)
         ]
         if bad:
             update, term = min(bad, key=lambda pair: (pair[0], pair[1] == "loss"))
@@ -65,8 +69,8 @@ class Log:
                 "Lower the learning rate, set fit.clip_grad_norm, or look at the data of that batch."
             )
         # NaN is a mean over nothing, such as the precision of pseudo labels where there were none.
-        means = {name: float(found.nanmean()) for name, found in host.items()}
-        return {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        counted = {name: [value for value in found if not math.isnan(value)] for name, found in host.items()}
+        return {name: sum(found) / len(found) for name, found in counted.items() if found}
 
     def flush(self, update: int, epoch: float, extra: Mapping[str, float]) -> None:
         """Write one row a name for the window that ends at ``update``."""
@@ -79,10 +83,9 @@ class Log:
         """Append values of a split to the log."""
         if not self.write:
             return
-        new = not self.path.exists()
         with saving(self.path), self.path.open("a", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
-            if new:
+            if handle.tell() == 0:
                 writer.writerow(COLUMNS)
             writer.writerows((update, f"{epoch:.4f}", split, name, repr(v)) for name, v in values.items())
         for sink in self.sinks:

@@ -45,9 +45,8 @@ class BatchMeans(nn.Module):
 
     def forward(self, probabilities: Tensor) -> Tensor:
         """The marginal [C] with a batch of ``probabilities`` [B, C] counted in; nothing is remembered."""
-        queue, count = self.queue.clone(), int(self.num_batches)
-        queue.select(0, count % len(queue)).copy_(_mean(probabilities))
-        return queue.sum(0) / min(count + 1, len(queue))
+        count, length = int(self.num_batches), len(self.queue)
+        return self.queue.select_scatter(_mean(probabilities), 0, count % length).sum(0) / min(count + 1, length)
 
     def update(self, probabilities: Tensor) -> None:
         """Remember a batch of ``probabilities`` [B, C] in the place of the oldest."""
@@ -110,7 +109,7 @@ def _but_the_count(function: Callable[[Tensor], Tensor], count: Tensor) -> Calla
 
 def _mean(values: Tensor) -> Tensor:
     """The mean over the batch, of all processes together; each holds as many."""
-    mean = values.detach().float().mean(0)
+    mean = values.detach().mean(0, dtype=torch.float32)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(mean)
         mean /= dist.get_world_size()

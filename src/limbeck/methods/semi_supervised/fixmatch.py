@@ -96,7 +96,7 @@ class FixMatch(Objective):
         """The two terms of the equation."""
         labeled, weak, strong = self.predict(batch)
         certain = confident(self.pseudo_labels(weak), self.tau)
-        self.watch(batch, certain, used=certain.weights > 0)
+        self.watch(batch, certain, used=certain.weights)
         return self.matching(batch, labeled, strong, certain)
 
     def predict(self, batch: Batches) -> list[ClassifierOutput]:
@@ -106,7 +106,7 @@ class FixMatch(Objective):
 
     def pseudo_labels(self, weak: ClassifierOutput) -> Labels:
         """The prediction for each unlabelled sample, aligned where that is asked for."""
-        probabilities = weak.logits.detach().float().softmax(-1)
+        probabilities = weak.logits.detach().softmax(-1, dtype=torch.float32)
         if self.marginal is not None:
             self.keep(probabilities=probabilities)
             probabilities = align_distribution(probabilities, self.marginal(probabilities))
@@ -125,8 +125,8 @@ class FixMatch(Objective):
 
     def watch(self, batch: Batches, certain: Labels, used: Tensor) -> None:
         """Log how many pseudo labels are certain, how many of those right, and how many samples teach at all."""
-        self.keep(shares=torch.stack([certain.weights, used.float()], dim=1))
-        self.observe(coverage=lambda: coverage(certain), used=lambda: Mean.of(used.float()))
+        self.keep(shares=torch.stack([certain.weights, used], dim=1))
+        self.observe(coverage=lambda: coverage(certain), used=lambda: Mean.of(used))
         if "hidden_label" in batch["unlabeled"]:
             self.observe(precision=lambda: precision(certain, batch["unlabeled"]["hidden_label"]))
 

@@ -74,10 +74,10 @@ class ShrinkMatch(FixMatch):
         labeled, weak, strong = self.predict(batch)
         pseudo = self.pseudo_labels(weak)
         certain = confident(pseudo, self.tau)
-        shrunk = shrink_classes(pseudo.weighted(certain.weights == 0), self.tau)
+        shrunk = shrink_classes(pseudo.weighted(certain.weights.logical_not()), self.tau)
         ratio = self.certain_ratio(certain.weights)
 
-        self.watch(batch, certain, used=certain.weights + ratio * shrunk.weights > 0)
+        self.watch(batch, certain, used=certain.weights + ratio.sign() * shrunk.weights)
         self.observe(certain_ratio=lambda: ratio)
         if "hidden_label" in batch["unlabeled"]:
             self.observe(**{"shrunk/precision": lambda: precision(shrunk, batch["unlabeled"]["hidden_label"])})
