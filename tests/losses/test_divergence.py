@@ -252,6 +252,8 @@ def test_cross_entropy_against_torch(shape, seed, smoothing):
     flat, target = logits.reshape(-1, shape[-1]), labels.reshape(-1)
     theirs = F.cross_entropy(flat, target, label_smoothing=smoothing, reduction="none")
     torch.testing.assert_close(ours.reshape(-1), theirs)
+    mean = theirs.mean() if theirs.numel() else torch.zeros_like(theirs.sum())  # of nothing it is 0, not NaN
+    torch.testing.assert_close(cross_entropy(logits, labels, label_smoothing=smoothing), mean)
 
 
 def test_cross_entropy_of_one_hot_targets_is_the_same_bit_for_bit():

@@ -12,6 +12,7 @@ from limbeck.data.load import load
 from limbeck.data.samples import ImageData
 from limbeck.errors import LimbeckError
 from limbeck.methods.semi_supervised.fixmatch import FixMatch
+from limbeck.models.classifier import ClassifierOutput
 from limbeck.stages.engine import _parts
 from tests.methods.tables import (
     Floats,
@@ -97,6 +98,13 @@ def test_the_mean_is_over_all_unlabelled_samples() -> None:
     assert value(terms["certain"]).item() == pytest.approx(np.log(4) / 3, rel=1e-6)
     seen = {name: value(parts[0]).item() for name, parts in objective.observed.items()}
     assert seen == {"coverage": pytest.approx(1 / 3), "used": pytest.approx(1 / 3), "precision": 1.0}
+
+
+def test_labels_of_half_precision_logits_are_in_full() -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    pseudo = FixMatch(Table(np.zeros((8, 4)))).pseudo_labels(ClassifierOutput(logits, None))
+    assert isinstance(pseudo.target, torch.Tensor)
+    assert torch.equal(pseudo.target, logits.float().softmax(-1))
 
 
 def test_without_hidden_labels_there_is_no_precision() -> None:
