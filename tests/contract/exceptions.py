@@ -31,6 +31,10 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     },
     "test_checkpoint_holds_what_trains": {"federated": _NO_OBJECTIVE, "adaptation": _STREAM},
     "test_bf16_stays_finite": {"federated": _NO_OBJECTIVE},
+    "test_updates_run_on_another_device": {
+        "federated": _NO_OBJECTIVE,
+        "sp2ot": "its similarities are a sparse tensor, which the simulated device does not know",
+    },
     "test_every_term_of_the_loss_is_logged": {
         "federated": _NO_OBJECTIVE,
         "dmd2": "it has the terms generator and guidance in place of one; tests/methods/test_dmd2.py holds for them",

@@ -19,6 +19,7 @@ from limbeck.stages.evaluation import evaluation
 from limbeck.stages.fit import Fit
 from limbeck.stages.objective import Batch
 from limbeck.verbs.run import Run, plain, run
+from tests.contract import other_device
 from tests.contract.exceptions import EXCEPTIONS
 from tests.contract.training import (
     EVERY,
@@ -166,6 +167,13 @@ def test_bf16_stays_finite(slug: str, tmp_path: Path) -> None:
         losses = [value for _, name, value in _log(half, stage) if name.startswith("loss")]
         assert len(losses) >= 10
         assert all(math.isfinite(value) for value in losses)
+
+
+def test_updates_run_on_another_device(trained: Trained, tmp_path: Path) -> None:
+    for stage in trained.fits:
+        values = other_device.updates(stage, copy.deepcopy(trained.before[stage.name]), tmp_path)
+        assert values
+        assert all(math.isfinite(value) for value in values.values())
 
 
 def test_every_term_of_the_loss_is_logged(trained: Trained) -> None:

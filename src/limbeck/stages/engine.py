@@ -141,7 +141,7 @@ class Engine:
     def _seen(self, value: Tensor | Mean) -> Tensor:
         """What the log keeps of an observed value: NaN for a mean over nothing, which it leaves out."""
         if isinstance(value, Tensor):
-            return value
+            return value.to(self.fabric.device)  # a schedule's state may be known on the host
         if self.fabric.world_size == 1:
             return value.total / value.count
         # Over several processes the log takes the mean of the shares.
