@@ -298,16 +298,19 @@ def test_labels_of_other_integers(dtype):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_what_is_not_read_counts_for_nothing_whatever_its_logits(weight, reduction):
     logits, labels = torch.randn(3, 4), torch.tensor([2, 1, 3])
-    expected = cross_entropy(logits, labels, weight=weight, reduction=reduction)
-    logits[1] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
-    assert torch.equal(cross_entropy(logits, labels, weight=weight, reduction=reduction), expected)
+    far = logits.clone()
+    far[1] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
+    for smoothing in (0.0, 0.1):
+        given = {"weight": weight, "reduction": reduction, "label_smoothing": smoothing}
+        assert torch.equal(cross_entropy(far, labels, **given), cross_entropy(logits, labels, **given))
     left_out = torch.tensor([True, False, True, True])  # the class of the label that is not read
     assert cross_entropy(logits, labels, classes=left_out, weight=weight, reduction=reduction).isfinite().all()
 
 
-def test_unknown_labels_are_left_out_by_their_weight_only():
+@pytest.mark.parametrize("unknown", [-1, -100])  # torch's own default leaves -100 out
+def test_unknown_labels_are_left_out_by_their_weight_only(unknown):
     logits = pair((3, 4), 1)[0].requires_grad_()
-    labels, weight = torch.tensor([2, -1, 0]), torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    labels, weight = torch.tensor([2, unknown, 0]), torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
     value = cross_entropy(logits, labels, weight=weight)
     value.backward()
     known = torch.tensor([0, 2])
