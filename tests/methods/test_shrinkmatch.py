@@ -161,13 +161,16 @@ def test_two_classes_cannot_be_shrunk() -> None:
     assert value(objective.terms(batches([0, 1]))["shrunk"]).item() == 0
 
 
-def test_the_ratio_goes_on_over_all_updates() -> None:
+@pytest.mark.parametrize("restart", [None, 1, 3])
+def test_the_ratio_goes_on_over_all_updates_or_begins_anew(restart: int | None) -> None:
     z = np.zeros((8, 4))
-    objective = objective_of(z, z, tau=0.9, ratio_decay=0.5, alignment=0)
+    objective = objective_of(z, z, tau=0.9, ratio_decay=0.5, ratio_restart=restart, alignment=0)
     table = objective.student
     assert isinstance(table, Table)
     expected = None
-    for certain in (1, 3, 0, 2):
+    for number, certain in enumerate((1, 3, 0, 2)):
+        if restart and number % restart == 0:
+            expected = None
         z = np.zeros((8, 4))
         z[WEAK] = np.log(EXAMPLE)  # the others teach among fewer classes, which is no certainty
         z[WEAK[:certain], 0] = 20.0
@@ -188,6 +191,8 @@ def test_arguments() -> None:
     ] + [nn.Linear]
     with pytest.raises(LimbeckError, match=r"ratio_decay is 1\.5"):
         ShrinkMatch(Table(np.zeros((8, 4))), ratio_decay=1.5)
+    with pytest.raises(LimbeckError, match="ratio_restart is 0"):
+        ShrinkMatch(Table(np.zeros((8, 4))), ratio_restart=0)
     with pytest.raises(LimbeckError, match="ShrinkMatch needs the features"):
         ShrinkMatch(Classifier(nn.Flatten(), [*"abcd"]))
 

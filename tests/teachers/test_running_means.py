@@ -64,6 +64,18 @@ def test_limits_of_the_moving_mean(decay: float | None, after: float) -> None:
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])
+def test_a_mean_that_begins_anew_is_that_of_the_batches_since(decay: float | None) -> None:
+    ratio, since = MovingMean(decay, restart=2), MovingMean(decay)
+    for number, values in enumerate(batches(5)[..., 0]):
+        if number % 2 == 0:
+            since = MovingMean(decay)
+        assert torch.equal(ratio(values), since(values))
+        ratio.update(values)
+        since.update(values)
+        assert torch.equal(ratio.average, since.average)
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
 def test_several_means_at_once(decay: float | None) -> None:
     both, alone = MovingMean(decay, (3,)), [MovingMean(decay) for _ in range(3)]
     for values in batches(4):
@@ -109,6 +121,8 @@ def test_errors() -> None:
         BatchMeans(0, 3)
     with pytest.raises(LimbeckError, match=r"decay .* must be in \[0, 1\], got 1\.5"):
         MovingMean(1.5)
+    with pytest.raises(LimbeckError, match="cannot begin anew after 0 batches"):
+        MovingMean(0.5, restart=0)
 
 
 def _in_a_process(fabric: Fabric, folder: Path) -> None:

@@ -63,9 +63,10 @@ class MovingMean(nn.Module):
     Args:
         decay: d, in [0, 1]; None is the plain mean over all batches, ``d = t / (t + 1)`` after t of them.
         shape: of a value: () for numbers, (n,) for n of them at once.
+        restart: number of batches after which it begins anew; None for never.
 
     Raises:
-        LimbeckError: a decay out of range.
+        LimbeckError: a decay out of range, or a restart after no batch.
     """
 
     synchronised: ClassVar[bool] = False
@@ -74,11 +75,14 @@ class MovingMean(nn.Module):
     average: Tensor
     num_batches: Tensor
 
-    def __init__(self, decay: float | None, shape: tuple[int, ...] = ()) -> None:
+    def __init__(self, decay: float | None, shape: tuple[int, ...] = (), restart: int | None = None) -> None:
         super().__init__()
         if decay is not None and not 0 <= decay <= 1:
             raise LimbeckError(f"decay of a moving mean must be in [0, 1], got {decay}")
+        if restart is not None and restart < 1:
+            raise LimbeckError(f"a moving mean cannot begin anew after {restart} batches")
         self.decay = decay
+        self.restart = restart
         self.register_buffer("average", torch.zeros(shape))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
@@ -93,6 +97,8 @@ class MovingMean(nn.Module):
 
     def _next_decay(self) -> float:
         count = int(self.num_batches)
+        if self.restart is not None:
+            count %= self.restart
         if self.decay is None:
             return count / (count + 1)
         return self.decay if count else 0.0  # none of what was not there before the first batch

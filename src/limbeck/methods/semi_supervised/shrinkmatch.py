@@ -36,8 +36,8 @@ class ShrinkMatch(FixMatch):
     For two classes no space can be shrunk.
 
     Differs from the released code: r goes on over the whole training (its CIFAR loop begins anew every 1024 updates,
-    by mistake), and classes are ordered by the aligned predictions (its STL and SVHN code orders by the raw ones but
-    takes mask and weight from the aligned). Its ImageNet variant, which adds SimMatch's instance similarities
+    see ``ratio_restart``), and classes are ordered by the aligned predictions (its STL and SVHN code orders by the raw
+    ones but takes mask and weight from the aligned). Its ImageNet variant, which adds SimMatch's instance similarities
     (arXiv 2203.06915), is not here.
 
     Args:
@@ -49,6 +49,7 @@ class ShrinkMatch(FixMatch):
         alignment: batches over which distribution alignment takes the marginal; 0 for none (SVHN).
         ema_decay: share of the average of the weights that an update leaves.
         ratio_decay: d, share of the average ratio of certain samples that an update leaves.
+        ratio_restart: updates after which r begins anew with the batch at hand; None for never.
     """
 
     def __init__(
@@ -61,13 +62,16 @@ class ShrinkMatch(FixMatch):
         alignment: int = 32,
         ema_decay: float = 0.999,
         ratio_decay: float = 0.999,
+        ratio_restart: int | None = None,
     ) -> None:
         super().__init__(student, tau, mu, lambda_u, target, alignment, ema_decay)
         if not 0 <= ratio_decay <= 1:
             raise LimbeckError(f"ratio_decay is {ratio_decay}; it must lie between 0 and 1")
+        if ratio_restart is not None and ratio_restart < 1:
+            raise LimbeckError(f"ratio_restart is {ratio_restart}; it is a number of updates, at least 1")
         inputs = num_features(student, "ShrinkMatch")
         self.auxiliary = mlp_head(inputs, len(student.classes), hidden=max(1, inputs // 4), slope=0.1)
-        self.certain_ratio = MovingMean(ratio_decay)
+        self.certain_ratio = MovingMean(ratio_decay, restart=ratio_restart)
 
     def terms(self, batch: Batches) -> Terms:
         """FixMatch's terms, and that of the uncertain samples among fewer classes."""
