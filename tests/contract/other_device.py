@@ -6,11 +6,12 @@ a generator of the CPU. Sparse tensors are not simulated.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map
 
 from limbeck.stages.evaluation import evaluation
-from limbeck.stages.fit import Fit, seed_update
+from limbeck.stages.fit import Fit, _batches, seed_update
 from limbeck.stages.log import Log
 from limbeck.stages.objective import Objective
 from limbeck.stages.processes import make_fabric
@@ -36,25 +37,27 @@ _NO_NUMBERS |= {"index_add", "index_add_", "index_copy", "index_copy_", "embeddi
 class Elsewhere(Tensor):
     """A tensor of the device, around one of the CPU."""
 
-    inner: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    held: Tensor
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> "Elsewhere":
-        made: Elsewhere = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls, held: Tensor) -> "Elsewhere":
+        made: Elsewhere = torch.Tensor._make_wrapper_subclass(
             cls,
-            inner.size(),
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
             device=DEVICE,
-            requires_grad=inner.requires_grad,
+            requires_grad=held.requires_grad,
         )
-        made.inner = inner
+        made.held = held
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch leaves the class out
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _compute(func, args, kwargs or {})
 
 
@@ -72,9 +75,9 @@ class _Functions(TorchFunctionMode):
             device = kwargs.pop("device")
             return func(*args, **kwargs).to(device)
         if func is Tensor.new_tensor and isinstance(args[0], Elsewhere):
-            return args[0].inner.new_tensor(*args[1:], **kwargs).to(DEVICE)
+            return args[0].held.new_tensor(*args[1:], **kwargs).to(DEVICE)
         if func is Tensor.tolist and isinstance(args[0], Elsewhere):
-            return args[0].inner.tolist()
+            return args[0].held.tolist()
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             found = args[1] if isinstance(args[1], tuple) else (args[1],)
             index = tuple(torch.tensor(part) if isinstance(part, list) else part for part in found)
@@ -93,7 +96,7 @@ def _compute(func: Any, args: Any, kwargs: Any) -> Any:
     to_cpu, to_us = wanted is not None and torch.device(wanted).type == "cpu", _is_ours(wanted)
     if ours or to_us:
         _refuse(func, args, leaves)
-    inner = tree_map(lambda leaf: leaf.inner if isinstance(leaf, Elsewhere) else leaf, (args, kwargs))
+    inner = tree_map(lambda leaf: leaf.held if isinstance(leaf, Elsewhere) else leaf, (args, kwargs))
     if to_us:
         inner[1]["device"] = torch.device("cpu")
     out = func(*inner[0], **inner[1])
@@ -122,52 +125,40 @@ def _refuse(func: Any, args: Any, leaves: list[Any]) -> None:
 @contextmanager
 def elsewhere() -> Iterator[None]:
     """Simulate the device; torch's own checks of a device's name see the CPU."""
-    autocast, enabled, dtype = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
+    autocast: Any = torch.autocast
+    enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
-    def known(device: Any) -> Any:
+    def known(device: str) -> str:
         return "cpu" if device == DEVICE.type else device
 
-    class Autocast(autocast):  # type: ignore[misc, valid-type]
+    class Autocast(autocast):
         def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
             super().__init__(known(device_type), *args, **kwargs)
 
-    torch.autocast = Autocast  # type: ignore[misc]
-    torch.is_autocast_enabled = lambda device="cpu": enabled(known(device))  # type: ignore[assignment]
-    torch.get_autocast_dtype = lambda device: dtype(known(device))
-    try:
-        with _Functions(), _Dispatch():
-            yield
-    finally:
-        torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype = autocast, enabled, dtype  # type: ignore[misc]
+    with pytest.MonkeyPatch.context() as patch, _Functions(), _Dispatch():
+        patch.setattr(torch, "autocast", Autocast)
+        patch.setattr(torch, "is_autocast_enabled", lambda device="cpu": enabled(known(device)))
+        patch.setattr(torch, "get_autocast_dtype", lambda device: dtype(known(device)))
+        yield
 
 
-def updates(stage: Fit, objective: Objective, folder: Path, count: int = 2) -> dict[str, float]:
-    """The log of the first updates of a fit on the device and what is reported after them; moves ``objective``."""
+def updates(stage: Fit, objective: Objective, folder: Path) -> dict[str, float]:
+    """The log of two updates of a fit on the device and what is reported after them; moves ``objective``."""
     stage = copy.copy(stage)
     stage.objective = objective
     fabric = make_fabric(stage.settings)
     engine, streams, _ = stage._set_up(fabric, 0)
-    batches = [{name: stream.batch(number) for name, stream in streams.items()} for number in range(count)]
     with elsewhere():
         objective.to(DEVICE)
         fabric.strategy._root_device = DEVICE  # type: ignore[attr-defined]
-        groups = {name: list(parameters) for name, parameters in objective.parameter_groups().items()}
         engine.optimizers = {
-            name: _FabricOptimizer(stage.settings.make_optimizer(group), fabric.strategy)
-            for name, group in groups.items()
+            name: _FabricOptimizer(stage.settings.make_optimizer(list(group)), fabric.strategy)
+            for name, group in objective.parameter_groups().items()
         }
         log = Log(folder, fabric, [])
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(_batches(streams, 0, 2, fabric, workers=0)):
             seed_update(0, number, 0, DEVICE)
-            there = _moved(batch)
-            engine.update(there.get("", there))
+            engine.update(batch)
             log.add(number + 1, engine.values)
         kept = objective.trained()
         return log.check() | evaluation(kept.task).report(kept, objective.teachers(), stage.data, folder, DEVICE)
-
-
-def _moved(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _moved(value) if isinstance(value, Mapping) else value.to(DEVICE) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
