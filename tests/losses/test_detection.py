@@ -49,6 +49,12 @@ def test_labels_of_weight_zero_are_not_read() -> None:
     assert not logits.grad[1].any()
 
 
+@pytest.mark.parametrize("label", [-1, -100, 3])
+def test_labels_that_are_not_there_are_errors(label: int) -> None:
+    with pytest.raises(IndexError, match="out of bounds"):
+        weighted_cross_entropy(torch.zeros(2, 3), torch.tensor([1, label]), torch.ones(2))
+
+
 @given(
     st.lists(
         st.tuples(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), st.integers(0, 1), st.floats(0, 1)),

@@ -1,11 +1,11 @@
 """Losses of two-stage detectors over sampled anchors and regions, as means that are not divided yet."""
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.losses.reduction import Mean, Weight, in_full, read_labels
+from limbeck.losses.divergence import cross_entropy
+from limbeck.losses.reduction import Mean, Weight, in_full
 
 
 def weighted_cross_entropy(
@@ -25,9 +25,8 @@ def weighted_cross_entropy(
     Returns:
         Total and clamped count; micro-batches are exact wherever each of them has weights that sum to 1 or more.
     """
-    values = F.cross_entropy(in_full(logits), read_labels(labels, weight), reduction="none")
-    mean = Mean.of(values, weight)
-    return Mean(mean.total, torch.as_tensor(mean.count).clamp_min(1.0))
+    total = cross_entropy(logits, labels, weight=weight, reduction="sum")
+    return Mean(total, weight.sum(dtype=total.dtype).clamp_min(1.0))
 
 
 def box_l1(
