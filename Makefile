@@ -40,7 +40,9 @@ types: $(INSTALLED) ## Check the types
 
 bench: $(INSTALLED) ## Run every benchmark beside its peers (results in benchmarks/results)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev,bench]'
-	@set -e; for file in $(filter-out benchmarks/common.py benchmarks/step_peers.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file"; done
+	@failed=; for file in $(filter-out benchmarks/common.py benchmarks/step_peers.py,$(wildcard benchmarks/*.py)); do \
+		echo "$$file"; $(BIN)/python "$$file" || failed="$$failed $$file"; done; \
+	test -z "$$failed" || { echo "not measured:$$failed" >&2; exit 1; }
 
 clean: ## Remove .venv, caches and build outputs (never runs/)
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -31,6 +31,7 @@ from common import options, quotient, resident, save, show
 from limbeck.data.bags import BagData, Bags, into_bags
 from limbeck.data.load import load
 from limbeck.data.rows import Rows, TableData
+from limbeck.errors import LimbeckError
 from limbeck.labels.neighbours import kernel, neighbour_edges
 from limbeck.labels.propagate import Counts, Field, count_pairs, join, propagate, smoothness
 from limbeck.metrics.ranking import auc
@@ -189,7 +190,10 @@ def main() -> None:
     if arguments.grow is not None:
         grow(arguments.grow, arguments.iterations)
         return
-    rows = everything(arguments.rows)
+    try:
+        rows = everything(arguments.rows)
+    except LimbeckError as error:
+        sys.exit(f"nothing measured: {error}")
     found = [row for size in (8, 128) for row in growth(rows, size, arguments.rounds, arguments.iterations)]
     found += factor_against_pairs(rows, 512, arguments.rounds, arguments.iterations)
     for row in found:
