@@ -289,6 +289,13 @@ def test_looking_around_is_quick_and_loads_no_torch(words: list[str]) -> None:
     assert min(seconds) < 2
 
 
+def test_checking_a_recipe_does_not_load_the_compiler() -> None:
+    """Torch imports it, a second's work, where an optimiser is given its first parameters."""
+    code = "import sys; from limbeck.cli import main; main(['run', 'kd', '-h']); print('torch._dynamo' in sys.modules)"
+    done = started("-c", code)
+    assert done.stdout.endswith("False\n"), done.stdout + done.stderr
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     command = f"{sys.executable} -m limbeck show kd; echo status $?"
     piped = f"set -o pipefail; {sys.executable} -m limbeck show kd | head -c 10 >/dev/null"

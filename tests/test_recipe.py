@@ -266,6 +266,10 @@ def test_a_short_name_means_the_model_even_beside_a_folder_of_that_name(
         ({"fit.batch_size": 0}, r"fit\.batch_size is 0; it must be at least 1"),
         ({"fit.optimizer.lr": -1}, r"fit\.optimizer: Invalid learning rate"),
         ({"fit.optimizer.momentum": 0}, r"fit\.optimizer: Nesterov"),
+        ({"fit.optimizer.fused": True, "fit.optimizer.foreach": True}, r"fit\.optimizer: .fused. and .foreach. cannot"),
+        ({"fit.optimizer": {"name": "sam", "rho": -1}}, r"fit\.optimizer: rho is -1.*; it must be at least 0"),
+        ({"fit.optimizer": {"name": "lars", "lr": 1.0, "eta": -1}}, r"fit\.optimizer: Invalid eta: -1"),
+        ({"fit.optimizer": "adam", "fit.optimizer.betas": [2, 0.9]}, r"fit\.optimizer: Invalid beta parameter"),
     ],
 )
 def test_a_mistake_is_named_with_its_place_and_what_would_be_right(overrides: dict[str, Any], said: str) -> None:

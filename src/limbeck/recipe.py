@@ -22,9 +22,6 @@ from limbeck.signature import check, options, refuse_unknown, takes_anything, wi
 from limbeck.yaml_text import parse_value as parse_value
 from limbeck.yaml_text import read_yaml as read_yaml
 
-if typing.TYPE_CHECKING:
-    from limbeck.stages.settings import FitSettings
-
 Recipe = dict[str, Any]
 
 _KINDS = {"model": "a model", "teacher": "a teacher", "data": "a data source"}
@@ -297,20 +294,10 @@ def _resolve_fit(block: Mapping[str, Any], where: str) -> Recipe:
             k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if k in arguments or k not in SWITCHES
         }
     try:
-        _try_optimizer(FitSettings(**checked))
-    except (LimbeckError, ValueError) as error:
-        raise LimbeckError(str(error).replace("fit.", where) if "fit." in str(error) else where + str(error)) from None
+        FitSettings(**checked)  # refuses now what would be refused once the data are read
+    except LimbeckError as error:
+        raise LimbeckError(str(error).replace("fit.", where)) from None
     return checked
-
-
-def _try_optimizer(settings: "FitSettings") -> None:
-    """Let torch refuse now what it would refuse once the data are read (nesterov without momentum ...)."""
-    import torch
-
-    try:
-        settings.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
-    except ValueError as error:
-        raise ValueError(f"optimizer: {error}") from None
 
 
 def data_functions(name: str) -> list[Callable[..., Any]]:

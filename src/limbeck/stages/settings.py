@@ -95,7 +95,11 @@ class FitSettings:
             raise LimbeckError(f"fit.select is {self.select!r}; it must be last or best")
         if self.select == "best" and not self.evaluations:
             raise LimbeckError("fit.select best chooses among evaluations, and fit.evaluations is 0")
-        self.make_optimizer([nn.Parameter(torch.zeros(1))])
+        arguments = dict(self.optimizer)
+        make = optimizer_class(arguments.pop("name", ""))
+        # Its arguments are tried, all but what adds parameters: that imports torch._dynamo, which takes a second.
+        trial = type(make.__name__, (make,), {"add_param_group": lambda optimizer, group: None})
+        _optimizer(trial, [nn.Parameter(torch.zeros(1))], arguments)
         self.make_schedule()
 
     def plain(self) -> dict[str, Any]:
@@ -117,11 +121,7 @@ class FitSettings:
         if fused and not decided and "fused" in inspect.signature(make).parameters:
             arguments["fused"] = True
         groups = parameters if self.decay_biases else _without_decay_of_biases(parameters)
-        try:
-            optimizer: torch.optim.Optimizer = make(groups, **arguments)
-        except (TypeError, ValueError) as error:
-            raise LimbeckError(f"fit.optimizer: {error}") from None
-        return optimizer
+        return _optimizer(make, groups, arguments)
 
     def make_schedule(self) -> schedules.Schedule:
         """The learning-rate schedule."""
@@ -132,6 +132,14 @@ class FitSettings:
         except TypeError as error:
             raise LimbeckError(f"fit.schedule: {error}") from None
         return schedule
+
+
+def _optimizer(make: Any, parameters: Any, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+    try:
+        optimizer: torch.optim.Optimizer = make(parameters, **arguments)
+    except (LimbeckError, TypeError, ValueError, RuntimeError) as error:
+        raise LimbeckError(f"fit.optimizer: {error}") from None
+    return optimizer
 
 
 def _without_decay_of_biases(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
