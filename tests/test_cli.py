@@ -108,7 +108,7 @@ def test_help_follows_the_words_of_the_line(capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"--student\.layers int +now 5\n +Hidden layers", text)
     assert "--student.width" not in text
     assert re.search(
-        r"--fit\.optimizer\.betas list of float +now \[0\.9, 0\.999\]",
+        r"--fit\.optimizer\.betas list of float, float +now \[0\.9, 0\.999\]",
         said(capsys, "run", "supervised", "--fit.optimizer", "adam", "-h"),
     )
 

@@ -262,6 +262,7 @@ def test_a_short_name_means_the_model_even_beside_a_folder_of_that_name(
         ({"data.labels_per_class": "few"}, r"data\.labels_per_class is 'few'; it must be int \| null$"),
         ({"fit.optimizer.lr": "high"}, r"fit\.optimizer\.lr is 'high'; it must be float$"),
         ({"fit.loggers": ["x"]}, r"fit\.loggers is \['x'\]; it must be list of tensorboard \| wandb$"),
+        ({"fit.optimizer": "adam", "fit.optimizer.betas": [0.9]}, r"must be list of float, float$"),
         ({"fit.epochs": 0}, r"fit\.epochs .*must be positive"),
         ({"fit.batch_size": 0}, r"fit\.batch_size is 0; it must be at least 1"),
         ({"fit.optimizer.lr": -1}, r"fit\.optimizer: Invalid learning rate"),

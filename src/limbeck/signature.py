@@ -94,7 +94,7 @@ def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def type_name(hint: Any) -> str:
-    """A type in the words of a recipe: ``int``, ``batch | group | none``, ``list of float``."""
+    """A type in the words of a recipe: ``int``, ``batch | group | none``, ``list of float, float``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return " | ".join(map(str, arguments))
@@ -109,7 +109,8 @@ def type_name(hint: Any) -> str:
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         return "mapping"
     if inspect.isclass(origin) and arguments:
-        return f"list of {type_name(arguments[0])}"
+        fixed = origin is tuple and arguments[-1] is not Ellipsis
+        return f"list of {', '.join(map(type_name, arguments if fixed else arguments[:1]))}"
     if inspect.isclass(hint) and issubclass(hint, enum.Enum):
         return " | ".join(hint.__members__)
     names_of = {str: "text", bool: "true | false"}
