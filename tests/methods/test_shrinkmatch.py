@@ -184,11 +184,9 @@ def test_the_ratio_goes_on_over_all_updates_or_begins_anew(restart: int | None) 
 
 
 def test_arguments() -> None:
-    assert [type(m) for m in ShrinkMatch(Table(np.zeros((8, 4)))).auxiliary] == 2 * [
-        nn.Linear,
-        nn.BatchNorm1d,
-        nn.LeakyReLU,
-    ] + [nn.Linear]
+    head = ShrinkMatch(Table(np.zeros((8, 4)))).auxiliary
+    assert [type(m) for m in head] == 2 * [nn.Linear, nn.BatchNorm1d, nn.LeakyReLU] + [nn.Linear]
+    assert [m.negative_slope for m in head if isinstance(m, nn.LeakyReLU)] == [0.1, 0.1]
     with pytest.raises(LimbeckError, match=r"ratio_decay is 1\.5"):
         ShrinkMatch(Table(np.zeros((8, 4))), ratio_decay=1.5)
     with pytest.raises(LimbeckError, match="ratio_restart is 0"):
